@@ -1,0 +1,25 @@
+"""Benchmarks of fastflow: what decides whether it is fast, and by how much.
+
+    cases ─┬─ contenders (backends of fastflow, rivals) ─ measure ─┬─ compare      ratios, interleaved in one run
+           └─ answers (float64, for every timed result)            ├─ test_speed   the same under pytest-benchmark
+                                                                   ├─ overhead     microseconds per small call
+                                                                   └─ memory       peak above inputs and outputs
+
+Run from the root of the source tree; README.md has the commands. That folder comes first on the path then and would
+hide an installed fastflow behind a source tree that may have no compiled extension. Importing this package moves it
+to the end: an installed fastflow goes first, and an editable installation, which lives in the source tree, is found
+as before.
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _installed_first() -> None:
+    elsewhere = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
+    sys.path[:] = [*elsewhere, str(ROOT)]
+
+
+_installed_first()

@@ -1,0 +1,95 @@
+"""Everything that can be timed on a case: the backends of fastflow, and the rivals."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+import fastflow as ff
+
+from .rivals import rivals
+
+# The plain formula in float64, which is there to be read and compared with, not to be fast.
+REFERENCE = "numpy"
+
+_OVERRIDES = ("FASTFLOW_BACKEND", "FASTFLOW_ISA", "FASTFLOW_NUM_THREADS")
+
+Call = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way to compute the velocity.
+
+    Attributes:
+        name: how it is called in tables: a rival's name, a backend's, or backend-isa.
+        prepare: `(data, t) -> call`, with `call(x)` the velocities.
+        backend: the backend of fastflow, or None for a rival.
+        isa: the instruction set that the backend is told to use, or None.
+        missing: why it cannot run here; empty if it can.
+    """
+
+    name: str
+    prepare: Callable[[np.ndarray, float], Call]
+    backend: str | None = None
+    isa: str | None = None
+    missing: str = ""
+
+
+def backend_contenders(num_threads: int, *, every_isa: bool = False) -> list[Contender]:
+    """Every backend of the registry under its own name, with the instruction set that it prefers.
+
+    With `every_isa` its other instruction sets follow, each as a contender of its own.
+    """
+    found = []
+    for backend, info in ff.backends().items():
+        missing = "" if info.available else info.reason
+        preferred = info.isas[-1] if info.isas else None
+        found.append(_backend_contender(backend, backend, preferred, num_threads, missing))
+        if every_isa:
+            for isa in info.isas[-2::-1]:
+                found.append(_backend_contender(f"{backend}-{isa}", backend, isa, num_threads, missing))
+    return found
+
+
+def rival_contenders() -> list[Contender]:
+    """Every rival, the baseline first."""
+    return [
+        Contender(rival.name, rival.prepare, missing="" if rival.available() else "its library or device is not here")
+        for rival in rivals()
+    ]
+
+
+def field(data: np.ndarray, backend: str, isa: str | None, num_threads: int) -> ff.VelocityField:
+    """A field that is certain to run this backend with this instruction set, whatever the environment says."""
+    with _environment(FASTFLOW_ISA=isa):
+        made = ff.VelocityField(data, backend=backend, num_threads=num_threads)
+    if (made.backend, made.isa) != (backend, isa):
+        raise RuntimeError(f"asked for {backend} with isa {isa}, got {made.backend} with {made.isa}")
+    return made
+
+
+def _backend_contender(name: str, backend: str, isa: str | None, num_threads: int, missing: str) -> Contender:
+    def prepare(data: np.ndarray, t: float) -> Call:
+        made = field(data, backend, isa, num_threads)
+        return lambda x: made(x, t)
+
+    return Contender(name, prepare, backend, isa, missing)
+
+
+@contextmanager
+def _environment(**wanted: str | None) -> Iterator[None]:
+    """The overrides of fastflow set as wanted and otherwise absent; what was there before comes back."""
+    before = {name: os.environ.pop(name, None) for name in _OVERRIDES}
+    os.environ.update({name: value for name, value in wanted.items() if value is not None})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value

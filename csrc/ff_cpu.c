@@ -1,0 +1,13 @@
+/* Which instruction sets this machine, and its operating system, can run. */
+#include <string.h>
+
+#include "ff_internal.h"
+
+int ff_cpu_runs(const char *isa) {
+    if (strcmp(isa, "plain") == 0) return 1;
+#if defined(__x86_64__)
+    __builtin_cpu_init(); /* the checks below also ask whether the operating system saves the registers */
+    if (strcmp(isa, "avx2") == 0) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+    return 0;
+}

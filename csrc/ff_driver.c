@@ -1,0 +1,332 @@
+/* The driver: cuts an evaluation in tasks, shares them out to threads, and merges in a fixed order.
+
+   A task is one chunk of points for one group of blocks of queries. Tasks are handed out chunk by chunk, and the
+   partial sums of a block are merged in the order of the chunks, whoever computed them: so results do not depend on
+   the number of threads, each point is read from memory once, and the thread that holds the earliest chunk never
+   waits. */
+#include <math.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "ff_internal.h"
+
+int ff_abi_version(void) { return FF_ABI_VERSION; }
+
+const char *ff_status_text(int status) {
+    switch (status) {
+        case FF_OK: return "success";
+#define FF_ERROR(name, exception, text) \
+    case FF_##name: return text;
+#include "ff_errors.def"
+#undef FF_ERROR
+    }
+    return "unknown status";
+}
+
+static const ff_target *const targets[] = {
+#define FF_TARGET(isa) &ff_target_##isa,
+#include "ff_targets.def"
+#undef FF_TARGET
+};
+enum { TARGETS = sizeof targets / sizeof targets[0] };
+
+const char *ff_isa_name(int isa) { return isa >= 0 && isa < TARGETS ? targets[isa]->name : NULL; }
+int ff_isa_runs(int isa) { return isa >= 0 && isa < TARGETS && ff_cpu_runs(targets[isa]->name); }
+
+/* Points of up to this size go to the kernel for few dimensions: there the product with the points is cheaper than
+   the exponential, and residuals in float64 cost little. The size of its scratch arrays, LOW_SIZE. */
+enum { LOW_DIMENSIONS = 16 };
+/* The block of the kernel for few queries, FEW_QUERIES. */
+int ff_small_batch(void) { return targets[0]->few[0].block; }
+
+/* Arithmetic worth one more thread: about 20 microseconds, several times what waking one costs. */
+static const double WORK_PER_THREAD = 2e5;
+
+static int64_t threads_for(double work, int num_threads) {
+    const double worth = work / WORK_PER_THREAD;
+    return worth < 1.0 ? 1 : worth < num_threads ? (int64_t)worth : num_threads;
+}
+
+/* Preparation of a data set -------------------------------------------------------------------------------------- */
+
+enum { PREPARE_ROWS = 256 };
+
+typedef struct {
+    ff_points *points;
+    double *sums; /* of each group of PREPARE_ROWS rows */
+    atomic_llong next;
+} preparation;
+
+static void sum_rows(void *context, int worker) {
+    (void)worker;
+    preparation *p = context;
+    const int64_t size = p->points->size, count = p->points->count;
+    const double share = 1.0 / (double)count; /* sums of shares cannot overflow */
+    for (int64_t group; (group = atomic_fetch_add(&p->next, 1)) * PREPARE_ROWS < count;) {
+        double *sum = p->sums + group * size;
+        memset(sum, 0, (size_t)size * sizeof *sum);
+        for (int64_t j = group * PREPARE_ROWS; j < ff_min(count, (group + 1) * PREPARE_ROWS); j++)
+            if (p->points->dtype == FF_FLOAT32) {
+                const float *row = (const float *)p->points->data + j * size;
+                for (int64_t k = 0; k < size; k++) sum[k] += share * (double)row[k];
+            } else {
+                const double *row = (const double *)p->points->data + j * size;
+                for (int64_t k = 0; k < size; k++) sum[k] += share * row[k];
+            }
+    }
+}
+
+static void compute_squares(void *context, int worker) {
+    (void)worker;
+    preparation *p = context;
+    const int64_t count = p->points->count;
+    for (int64_t group; (group = atomic_fetch_add(&p->next, 1)) * PREPARE_ROWS < count;) {
+        const int64_t start = group * PREPARE_ROWS, stop = ff_min(count, start + PREPARE_ROWS);
+        p->points->target->squares[p->points->dtype](p->points, start, stop, p->points->square + start);
+    }
+}
+
+static int prepare(ff_points *points, int num_threads) {
+    const int64_t size = points->size, groups = ff_ceil_div(points->count, PREPARE_ROWS);
+    preparation p = {.points = points};
+    const int threads = (int)threads_for((double)points->count * (double)size, num_threads);
+    p.sums = malloc((size_t)(groups * size) * sizeof *p.sums);
+    if (!p.sums) return FF_NO_MEMORY;
+    ff_parallel(threads, sum_rows, &p);
+    for (int64_t k = 0; k < size; k++) {
+        double sum = 0.0;
+        for (int64_t group = 0; group < groups; group++) sum += p.sums[group * size + k];
+        points->centre[k] = points->dtype == FF_FLOAT32 ? (double)(float)sum : sum;
+    }
+    free(p.sums);
+    atomic_store(&p.next, 0);
+    ff_parallel(threads, compute_squares, &p);
+    double total = 0.0;
+    for (int64_t j = 0; j < points->count; j++) {
+        total += points->square[j];
+        points->largest_square = fmax(points->largest_square, points->square[j]);
+    }
+    points->mean_square = total / (double)points->count;
+    return FF_OK;
+}
+
+int ff_points_create(ff_points **result, const void *data, ff_dtype dtype, int64_t count, int64_t size,
+                     const double *log_mass, const double *source_mean, int isa, int num_threads) {
+    if (!result || !data || count < 1 || size < 1 || (dtype != FF_FLOAT32 && dtype != FF_FLOAT64) || num_threads < 1 ||
+        isa < 0 || isa >= TARGETS)
+        return FF_BAD_ARGUMENT;
+    if (!ff_isa_runs(isa)) return FF_UNSUPPORTED_ISA;
+    ff_points *points = calloc(1, sizeof *points);
+    if (!points) return FF_NO_MEMORY;
+    *points = (ff_points){.data = data,
+                          .log_mass = log_mass,
+                          .equal_log_mass = -log((double)count),
+                          .source_mean = source_mean,
+                          .centre = calloc((size_t)size, sizeof(double)),
+                          .square = malloc((size_t)count * sizeof(double)),
+                          .count = count,
+                          .size = size,
+                          .dtype = dtype,
+                          .target = targets[isa]};
+    const int status = points->centre && points->square ? prepare(points, num_threads) : FF_NO_MEMORY;
+    if (status != FF_OK) {
+        ff_points_destroy(points);
+        return status;
+    }
+    *result = points;
+    return FF_OK;
+}
+
+void ff_points_destroy(ff_points *points) {
+    if (!points) return;
+    free(points->centre);
+    free(points->square);
+    free(points);
+}
+
+/* Evaluation ------------------------------------------------------------------------------------------------------ */
+
+static const ff_kernel *kernel_for(const ff_points *points, const ff_queries *queries) {
+    const ff_target *target = points->target;
+    if (points->size <= LOW_DIMENSIONS) return &target->low[points->dtype];
+    if (queries->count <= target->few[points->dtype].block) return &target->few[points->dtype];
+    const int narrow = points->dtype == FF_FLOAT32 && queries->dtype == FF_FLOAT32;
+    return &target->batch[points->dtype][narrow ? FF_FLOAT32 : FF_FLOAT64];
+}
+
+typedef struct {
+    ff_job job;
+    const ff_kernel *kernel;
+    int64_t chunk, blocks, groups, tasks;
+    atomic_llong next_pack, next_task;
+    atomic_llong *merged; /* of each block: how many chunks are in its state */
+    char *scratch;
+    size_t scratch_bytes;
+} evaluation;
+
+static int64_t block_count(const evaluation *e, int64_t block) {
+    return ff_min(e->kernel->block, e->job.queries->count - block * e->kernel->block);
+}
+
+static void run_packing(void *context, int worker) {
+    evaluation *e = context;
+    char *scratch = e->scratch + (size_t)worker * e->scratch_bytes;
+    for (int64_t block; (block = atomic_fetch_add(&e->next_pack, 1)) < e->blocks;)
+        e->kernel->pack(&e->job, block * e->kernel->block, block_count(e, block), scratch);
+}
+
+static void run_tasks(void *context, int worker) {
+    evaluation *e = context;
+    const ff_kernel *kernel = e->kernel;
+    char *scratch = e->scratch + (size_t)worker * e->scratch_bytes;
+    for (int64_t task; (task = atomic_fetch_add(&e->next_task, 1)) < e->tasks;) {
+        const int64_t chunk = task / e->groups, group = task % e->groups;
+        const int64_t start = chunk * e->chunk, stop = ff_min(start + e->chunk, e->job.points->count);
+        if (kernel->begin) kernel->begin(&e->job, start, stop, scratch);
+        for (int64_t block = group * e->blocks / e->groups; block < (group + 1) * e->blocks / e->groups; block++) {
+            const int64_t query = block * kernel->block, count = block_count(e, block);
+            kernel->compute(&e->job, start, stop, query, count, scratch);
+            /* The chunk before was handed out earlier, to a thread that waits only for chunks before it. */
+            while (atomic_load_explicit(&e->merged[block], memory_order_acquire) != chunk) sched_yield();
+            kernel->merge(&e->job, start, stop, query, count, scratch);
+            atomic_store_explicit(&e->merged[block], chunk + 1, memory_order_release);
+        }
+    }
+}
+
+/* From the merged sums to moments. */
+static void write_results(const evaluation *e, const ff_moments *result, double *offset) {
+    const ff_points *points = e->job.points;
+    const ff_queries *queries = e->job.queries;
+    const ff_state *state = &e->job.state;
+    const int64_t size = points->size, lanes = e->kernel->lanes;
+    for (int64_t q = 0; q < queries->count; q++) {
+        const int64_t i = q * queries->stride;
+        const double alpha = queries->alpha[i], beta = queries->beta[i], total = state->total[q];
+        result->log_total[q] =
+            state->largest[q] + log(total) - 0.5 * (double)size * log(queries->variance[i]);
+        if (result->entropy) {
+            result->entropy[q] = log(total) - state->first[q] / total;
+            result->collision[q] = state->second[q] / (total * total);
+        }
+        if (!result->mean) continue;
+        const double *sum = state->sum + q / lanes * size * lanes + q % lanes;
+        for (int64_t k = 0; k < size; k++) {
+            const int64_t at = q * size + k;
+            const double x = queries->dtype == FF_FLOAT32 ? (double)((const float *)queries->x)[at]
+                                                          : ((const double *)queries->x)[at];
+            offset[k] = fma(-beta, points->centre[k],
+                            points->source_mean ? fma(-alpha, points->source_mean[k], x) : x);
+            const double mean = sum[k * lanes] / total;
+            const double residual = fma(-beta, mean, offset[k]);
+            if (queries->dtype == FF_FLOAT32) {
+                ((float *)result->mean)[at] = (float)(points->centre[k] + mean);
+                ((float *)result->residual)[at] = (float)residual;
+            } else {
+                ((double *)result->mean)[at] = points->centre[k] + mean;
+                ((double *)result->residual)[at] = residual;
+            }
+        }
+    }
+}
+
+static int valid(const ff_points *points, const ff_queries *queries, int num_threads) {
+    return points && queries && queries->x && queries->alpha && queries->beta && queries->variance &&
+           queries->count >= 0 && (queries->stride == 0 || queries->stride == 1) &&
+           (queries->dtype == FF_FLOAT32 || queries->dtype == FF_FLOAT64) && num_threads >= 1;
+}
+
+int ff_points_moments(const ff_points *points, const ff_queries *queries, const ff_moments *result, int num_threads) {
+    if (!valid(points, queries, num_threads) || !result || !result->log_total || !result->mean != !result->residual ||
+        !result->entropy != !result->collision)
+        return FF_BAD_ARGUMENT;
+    if (queries->count == 0) return FF_OK;
+
+    evaluation e = {.kernel = kernel_for(points, queries)};
+    const ff_kernel *kernel = e.kernel;
+    e.job = (ff_job){.points = points,
+                     .queries = queries,
+                     .want_mean = result->mean != NULL,
+                     .want_spread = result->entropy != NULL};
+    e.chunk = kernel->chunk(points);
+    e.blocks = ff_ceil_div(queries->count, kernel->block);
+    const int64_t chunks = ff_ceil_div(points->count, e.chunk);
+    const double work = (double)points->count * (double)queries->count * (double)(points->size + 8);
+    int64_t threads = threads_for(work, num_threads);
+    /* Four tasks for each thread even out their lengths; a chunk is cut by queries only where that gives them. */
+    e.groups = ff_max(1, ff_min(e.blocks, threads == 1 ? 1 : ff_ceil_div(4 * threads, chunks)));
+    e.tasks = chunks * e.groups;
+    threads = ff_min(threads, e.tasks);
+
+    const int64_t padded = ff_ceil_div(queries->count, kernel->lanes) * kernel->lanes;
+    const size_t scalars = ff_aligned((size_t)padded * sizeof(double));
+    const size_t sums = e.job.want_mean ? ff_aligned((size_t)(padded * points->size) * sizeof(double)) : 0;
+    const size_t packed = ff_aligned(kernel->packed_bytes(points, queries->count));
+    const size_t turns = ff_aligned((size_t)e.blocks * sizeof *e.merged);
+    e.scratch_bytes = ff_aligned(kernel->scratch_bytes(points, &e.job));
+
+    int status = FF_NO_MEMORY;
+    char *state = aligned_alloc(FF_ALIGN, 4 * scalars + sums + turns);
+    char *work_space = aligned_alloc(FF_ALIGN, packed + (size_t)threads * e.scratch_bytes);
+    double *offset = malloc((size_t)points->size * sizeof *offset);
+    if (state && work_space && offset) {
+        e.job.state = (ff_state){(double *)state, (double *)(state + scalars), (double *)(state + 2 * scalars),
+                                 (double *)(state + 3 * scalars), (double *)(state + 4 * scalars + turns)};
+        e.merged = (atomic_llong *)(state + 4 * scalars);
+        for (int64_t block = 0; block < e.blocks; block++) atomic_init(&e.merged[block], 0);
+        e.job.packed = work_space;
+        e.scratch = work_space + packed;
+        if (kernel->pack) ff_parallel((int)ff_min(threads, e.blocks), run_packing, &e);
+        ff_parallel((int)threads, run_tasks, &e);
+        free(work_space);
+        work_space = NULL; /* before the results are written, to keep the peak of memory low */
+        write_results(&e, result, offset);
+        status = FF_OK;
+    }
+    free(offset);
+    free(work_space);
+    free(state);
+    return status;
+}
+
+/* Logits ---------------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    const ff_points *points;
+    const ff_queries *queries;
+    int64_t start, stop, strips;
+    double *logits, *scratch;
+    atomic_llong next;
+} listing;
+
+enum { LOGIT_STRIP = 256 };
+
+static void run_listing(void *context, int worker) {
+    listing *l = context;
+    double *scratch = l->scratch + worker * l->points->size;
+    /* Strip by strip: the points of a strip stay in cache for all queries. */
+    for (int64_t strip; (strip = atomic_fetch_add(&l->next, 1)) < l->strips;) {
+        const int64_t from = l->start + strip * LOGIT_STRIP, to = ff_min(from + LOGIT_STRIP, l->stop);
+        for (int64_t q = 0; q < l->queries->count; q++)
+            l->points->target->logits[l->points->dtype](l->points, l->queries, q, from, to,
+                                                        l->logits + q * (l->stop - l->start) + (from - l->start),
+                                                        scratch);
+    }
+}
+
+int ff_points_logits(const ff_points *points, const ff_queries *queries, int64_t start, int64_t stop, double *logits,
+                     int num_threads) {
+    if (!valid(points, queries, num_threads) || !logits || start < 0 || stop > points->count || start > stop)
+        return FF_BAD_ARGUMENT;
+    const double work = (double)(stop - start) * (double)queries->count * (double)(points->size + 8);
+    const int64_t strips = ff_ceil_div(stop - start, LOGIT_STRIP);
+    const int64_t threads = ff_max(1, ff_min(strips, threads_for(work, num_threads)));
+    listing l = {.points = points, .queries = queries, .start = start, .stop = stop, .strips = strips, .logits = logits};
+    l.scratch = malloc((size_t)(threads * points->size) * sizeof *l.scratch);
+    if (!l.scratch) return FF_NO_MEMORY;
+    ff_parallel((int)threads, run_listing, &l);
+    free(l.scratch);
+    return FF_OK;
+}

@@ -1,0 +1,95 @@
+/* What the driver and the kernels agree on. The kernels see blocks of points and of queries; they know nothing of
+   threads, and the driver knows nothing of instruction sets. */
+#ifndef FF_INTERNAL_H
+#define FF_INTERNAL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "ff.h"
+
+struct ff_target;
+
+/* A data set. centre is the mean of the points, rounded to the storage type: mu' = mu - centre is what the kernels
+   sum, so that a common shift of the data costs no digits. */
+struct ff_points {
+    const void *data;
+    const double *log_mass;    /* log C_j, or NULL */
+    double equal_log_mass;     /* log(1/count), used where log_mass is NULL */
+    const double *source_mean; /* or NULL */
+    double *centre;
+    double *square;            /* |mu'_j|^2 */
+    double largest_square, mean_square;
+    int64_t count, size;
+    ff_dtype dtype;
+    const struct ff_target *target;
+};
+
+/* Per-query state: the merged partial sums of the chunks so far, relative to the largest logit.
+   sum is laid out in panels of `lanes` queries, element (query, k) at [(query / lanes * size + k) * lanes +
+   query % lanes]. */
+typedef struct {
+    double *largest, *total, *first, *second; /* m, sum p, sum p (l - m), sum p^2 */
+    double *sum;                              /* sum p mu' */
+} ff_state;
+
+/* One evaluation as the kernels see it. `packed` is what a kernel's pack() made of the queries. */
+typedef struct {
+    const ff_points *points;
+    const ff_queries *queries;
+    void *packed;
+    ff_state state;
+    int want_mean, want_spread;
+} ff_job;
+
+/* A kernel: one way to compute the moments of a block of queries over a chunk of points.
+     pack     once for each block of queries, before any chunk (NULL: nothing to do)
+     begin    once for each chunk and worker: make the tile of points in scratch (NULL: nothing to do)
+     compute  the partial sums of a block of queries over that chunk, in scratch
+     merge    add them to the job's state; called in the order of the chunks for each query
+   Chunks depend on the points alone, and a query's result does not depend on the queries beside it. */
+typedef struct {
+    int lanes;       /* queries in a panel of the state */
+    int block;       /* queries handled together, a multiple of lanes */
+    int64_t (*chunk)(const ff_points *points);
+    size_t (*packed_bytes)(const ff_points *points, int64_t queries);
+    size_t (*scratch_bytes)(const ff_points *points, const ff_job *job);
+    void (*pack)(const ff_job *job, int64_t query, int64_t count, void *scratch);
+    void (*begin)(const ff_job *job, int64_t start, int64_t stop, void *scratch);
+    void (*compute)(const ff_job *job, int64_t start, int64_t stop, int64_t query, int64_t count, void *scratch);
+    void (*merge)(const ff_job *job, int64_t start, int64_t stop, int64_t query, int64_t count, void *scratch);
+} ff_kernel;
+
+/* One instruction set: its kernels by use and element types. Storage and compute types are indices of ff_dtype. */
+typedef struct ff_target {
+    const char *name;
+    ff_kernel low[2];      /* [storage]: few dimensions, float64 arithmetic */
+    ff_kernel few[2];      /* [storage]: few queries, float64 arithmetic */
+    ff_kernel batch[2][2]; /* [storage][compute] */
+    /* logits of a block: one query against points start..stop-1 */
+    void (*logits[2])(const ff_points *points, const ff_queries *queries, int64_t query, int64_t start, int64_t stop,
+                      double *logits, double *scratch);
+    /* |mu'|^2 of the points start..stop-1 */
+    void (*squares[2])(const ff_points *points, int64_t start, int64_t stop, double *squares);
+} ff_target;
+
+#define FF_TARGET(isa) extern const ff_target ff_target_##isa;
+#include "ff_targets.def"
+#undef FF_TARGET
+
+/* Cache-line aligned, so that no vector load of a tile straddles two lines. */
+#define FF_ALIGN 64
+static inline size_t ff_aligned(size_t bytes) { return (bytes + FF_ALIGN - 1) / FF_ALIGN * FF_ALIGN; }
+static inline int64_t ff_min(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t ff_max(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t ff_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/* ff_cpu.c */
+int ff_cpu_runs(const char *isa);
+
+/* ff_threads.c: run body(context, worker) on up to num_threads threads at once, the caller among them, and return
+   when all have finished. Workers are numbered from 0; fewer may run than asked for, so the body shares out its work
+   by itself. */
+void ff_parallel(int num_threads, void (*body)(void *context, int worker), void *context);
+
+#endif

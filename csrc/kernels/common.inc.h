@@ -1,0 +1,95 @@
+/* What the kernels of one instruction set share. Everything is static: no code of a higher instruction set can be
+   merged by the linker with that of a lower one. */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "../ff_internal.h"
+#include "../simd/exp.h"
+
+#define FF_PASTE_(a, b) a##b
+#define FF_PASTE(a, b) FF_PASTE_(a, b)
+#define FF_PASTE3_(a, b, c) a##_##b##_##c
+#define FF_PASTE3(a, b, c) FF_PASTE3_(a, b, c)
+/* operation_storage_isa and operation_storage_compute_isa */
+#define NAME_S(operation) FF_PASTE3(operation, FF_S, FF_ISA)
+#define FF_ST FF_PASTE(FF_S, FF_PASTE(_, FF_T))
+#define NAME_ST(operation) FF_PASTE3(operation, FF_ST, FF_ISA)
+
+#define FF_UNROLL _Pragma("GCC unroll 16")
+
+typedef float f32_t;
+typedef double f64_t;
+
+/* One query's numbers: logit = log C - precision |r|^2 + log_scale. */
+typedef struct {
+    double alpha, beta, precision, log_scale;
+} coefficients;
+
+static inline coefficients coefficients_of(const ff_points *points, const ff_queries *queries, int64_t query) {
+    const int64_t i = query * queries->stride;
+    const double variance = queries->variance[i];
+    return (coefficients){queries->alpha[i], queries->beta[i], 0.5 / variance,
+                          -0.5 * (double)points->size * log(variance)};
+}
+
+static inline double log_mass(const ff_points *points, int64_t j) {
+    return points->log_mass ? points->log_mass[j] : points->equal_log_mass;
+}
+
+/* a - b c with one rounding of the result, with or without a fused multiply-add in hardware. */
+static inline double minus_product(double a, double b, double c) {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+    return __builtin_fma(-b, c, a);
+#else
+    /* Dekker's two-product on Veltkamp's split: 2^27 + 1 cuts a double into halves whose products are exact. */
+    const double split = 134217729.0;
+    double bs = split * b, cs = split * c;
+    double bh = bs - (bs - b), ch = cs - (cs - c);
+    double bl = b - bh, cl = c - ch, product = b * c;
+    double error = ((bh * ch - product) + bh * cl + bl * ch) + bl * cl;
+    return (a - product) - error;
+#endif
+}
+
+/* e = x - alpha m_i - beta centre, so that r_j = e - beta mu'_j. */
+static void centred_query(const ff_points *points, const ff_queries *queries, int64_t query, double *e) {
+    const coefficients c = coefficients_of(points, queries, query);
+    const int64_t size = points->size;
+    for (int64_t k = 0; k < size; k++) {
+        double x = queries->dtype == FF_FLOAT32 ? (double)((const float *)queries->x)[query * size + k]
+                                                : ((const double *)queries->x)[query * size + k];
+        if (points->source_mean) x = minus_product(x, c.alpha, points->source_mean[k]);
+        e[k] = minus_product(x, c.beta, points->centre[k]);
+    }
+}
+
+/* Partial sums of one query over one chunk, relative to the logit `largest`. */
+typedef struct {
+    double largest, total, first, second;
+} partial;
+
+/* Merge a partial into the state of a query by the log-sum-exp rule. Returns the factors by which the sums of the
+   state and of the partial enter the merged sum. */
+static inline void merge_scalars(const ff_state *state, int64_t query, const partial *p, int is_first, double *keep,
+                                 double *add) {
+    if (is_first) {
+        state->largest[query] = p->largest;
+        state->total[query] = p->total;
+        state->first[query] = p->first;
+        state->second[query] = p->second;
+        *keep = 0.0;
+        *add = 1.0;
+        return;
+    }
+    const double largest = fmax(state->largest[query], p->largest);
+    const double shift = state->largest[query] - largest, part_shift = p->largest - largest;
+    *keep = exp(shift);
+    *add = exp(part_shift);
+    /* x e^x is zero in the limit, but 0 times -1e300 must stay finite: the factors below are never infinite. */
+    state->first[query] = *keep * (state->first[query] + state->total[query] * shift) +
+                          *add * (p->first + p->total * part_shift);
+    state->second[query] = *keep * *keep * state->second[query] + *add * *add * p->second;
+    state->total[query] = *keep * state->total[query] + *add * p->total;
+    state->largest[query] = largest;
+}

@@ -1,0 +1,163 @@
+/* Few dimensions, any number of queries: bound by the exponential. Lanes hold queries, points are broadcast, and all
+   arithmetic is in float64 by residuals, so no accuracy is lost at any time. Included once for each storage type. */
+
+#ifndef FF_LOW_LANES
+#define FF_LOW_LANES (2 * F64_LANES)
+enum { LOW_SIZE = 16, LOW_BLOCK = 32 * FF_LOW_LANES };
+/* Points of a chunk: the tile of points and the logits of one panel stay in the first-level cache at size 2, and the
+   cost of a merge is small beside that of a chunk. */
+enum { LOW_CHUNK = 256 };
+
+/* Scratch: the tile of points, the logits of a panel, the partial sums of a block. */
+typedef struct {
+    double point[LOW_CHUNK * LOW_SIZE];
+    double log_mass[LOW_CHUNK];
+    double logit[LOW_CHUNK * FF_LOW_LANES];
+    double sum[LOW_BLOCK * LOW_SIZE]; /* panels of [k][lane] */
+    double e[LOW_SIZE * FF_LOW_LANES], row[LOW_SIZE];
+    double beta[FF_LOW_LANES], precision[FF_LOW_LANES];
+    partial partials[LOW_BLOCK];
+} low_scratch;
+
+static int64_t low_chunk(const ff_points *points) {
+    (void)points;
+    return LOW_CHUNK;
+}
+static size_t low_packed_bytes(const ff_points *points, int64_t queries) {
+    (void)points, (void)queries;
+    return 0;
+}
+static size_t low_scratch_bytes(const ff_points *points, const ff_job *job) {
+    (void)points, (void)job;
+    return sizeof(low_scratch);
+}
+
+/* One panel of queries over the tile. `size` is a constant in the calls below, so its loops unroll. */
+static inline __attribute__((always_inline)) void low_panel(const ff_job *job, low_scratch *s, int64_t points,
+                                                            int size, double *sum, partial *partials, int lanes) {
+    enum { L = F64_LANES };
+    f64v e[2 * LOW_SIZE] = {f64_set1(0.0)}, beta[2], precision[2], largest[2];
+    FF_UNROLL
+    for (int k = 0; k < size; k++) {
+        e[2 * k] = f64_load(s->e + k * FF_LOW_LANES);
+        e[2 * k + 1] = f64_load(s->e + k * FF_LOW_LANES + L);
+    }
+    FF_UNROLL
+    for (int h = 0; h < 2; h++) {
+        beta[h] = f64_load(s->beta + h * L);
+        precision[h] = f64_load(s->precision + h * L);
+        largest[h] = f64_set1(-1.7e308);
+    }
+    for (int64_t j = 0; j < points; j++) {
+        const double *point = s->point + j * size;
+        f64v distance[2] = {f64_set1(0.0), f64_set1(0.0)};
+        FF_UNROLL
+        for (int k = 0; k < size; k++) {
+            f64v mu = f64_set1(point[k]);
+            FF_UNROLL
+            for (int h = 0; h < 2; h++) {
+                f64v r = f64_fnma(beta[h], mu, e[2 * k + h]);
+                distance[h] = f64_fma(r, r, distance[h]);
+            }
+        }
+        f64v mass = f64_set1(s->log_mass[j]);
+        FF_UNROLL
+        for (int h = 0; h < 2; h++) {
+            f64v logit = f64_fnma(precision[h], distance[h], mass);
+            f64_store(s->logit + j * FF_LOW_LANES + h * L, logit);
+            largest[h] = f64_max(largest[h], logit);
+        }
+    }
+    f64v total[2], first[2], second[2], mean[2 * LOW_SIZE] = {f64_set1(0.0)};
+    FF_UNROLL
+    for (int h = 0; h < 2; h++) total[h] = first[h] = second[h] = f64_set1(0.0);
+    FF_UNROLL
+    for (int k = 0; k < 2 * size; k++) mean[k] = f64_set1(0.0);
+    for (int64_t j = 0; j < points; j++) {
+        const double *point = s->point + j * size;
+        f64v p[2];
+        FF_UNROLL
+        for (int h = 0; h < 2; h++) {
+            f64v below = f64_sub(f64_load(s->logit + j * FF_LOW_LANES + h * L), largest[h]);
+            p[h] = f64_exp(below);
+            total[h] = f64_add(total[h], p[h]);
+            if (job->want_spread) {
+                /* p is exactly zero long before `below` could make the product infinite */
+                first[h] = f64_fma(p[h], f64_max(below, f64_set1(-1e4)), first[h]);
+                second[h] = f64_fma(p[h], p[h], second[h]);
+            }
+        }
+        FF_UNROLL
+        for (int k = 0; k < size; k++) {
+            f64v mu = f64_set1(point[k]);
+            mean[2 * k] = f64_fma(p[0], mu, mean[2 * k]);
+            mean[2 * k + 1] = f64_fma(p[1], mu, mean[2 * k + 1]);
+        }
+    }
+    FF_UNROLL
+    for (int k = 0; k < 2 * size; k++) f64_store(sum + k * L, mean[k]);
+    double out[4][FF_LOW_LANES];
+    FF_UNROLL
+    for (int h = 0; h < 2; h++) {
+        f64_store(out[0] + h * L, largest[h]);
+        f64_store(out[1] + h * L, total[h]);
+        f64_store(out[2] + h * L, first[h]);
+        f64_store(out[3] + h * L, second[h]);
+    }
+    for (int lane = 0; lane < lanes; lane++)
+        partials[lane] = (partial){out[0][lane], out[1][lane], out[2][lane], out[3][lane]};
+}
+
+static void low_compute(const ff_job *job, int64_t start, int64_t stop, int64_t query, int64_t count, void *scratch) {
+    low_scratch *s = scratch;
+    const int size = (int)job->points->size;
+    for (int64_t q = 0; q < count; q += FF_LOW_LANES) {
+        const int lanes = (int)ff_min(FF_LOW_LANES, count - q);
+        for (int lane = 0; lane < FF_LOW_LANES; lane++) { /* the last panel repeats its last query */
+            const int64_t at = query + q + ff_min(lane, lanes - 1);
+            const coefficients c = coefficients_of(job->points, job->queries, at);
+            centred_query(job->points, job->queries, at, s->row);
+            for (int k = 0; k < size; k++) s->e[k * FF_LOW_LANES + lane] = s->row[k];
+            s->beta[lane] = c.beta;
+            s->precision[lane] = c.precision;
+        }
+        double *sum = s->sum + q * size;
+        partial *partials = s->partials + q;
+        const int64_t points = stop - start;
+        switch (size) { /* the sizes of toy problems get loops without branches */
+            case 1: low_panel(job, s, points, 1, sum, partials, lanes); break;
+            case 2: low_panel(job, s, points, 2, sum, partials, lanes); break;
+            case 3: low_panel(job, s, points, 3, sum, partials, lanes); break;
+            case 4: low_panel(job, s, points, 4, sum, partials, lanes); break;
+            default: low_panel(job, s, points, size, sum, partials, lanes);
+        }
+    }
+}
+
+static void low_merge(const ff_job *job, int64_t start, int64_t stop, int64_t query, int64_t count, void *scratch) {
+    (void)stop;
+    low_scratch *s = scratch;
+    const int64_t size = job->points->size;
+    for (int64_t q = 0; q < count; q++) {
+        double keep, add;
+        merge_scalars(&job->state, query + q, s->partials + q, start == 0, &keep, &add);
+        if (!job->want_mean) continue;
+        const int64_t panel = q / FF_LOW_LANES * size * FF_LOW_LANES + q % FF_LOW_LANES;
+        double *to = job->state.sum + query / FF_LOW_LANES * size * FF_LOW_LANES + panel;
+        const double *from = s->sum + panel;
+        for (int64_t k = 0; k < size * FF_LOW_LANES; k += FF_LOW_LANES)
+            to[k] = (start == 0 ? 0.0 : keep * to[k]) + add * from[k];
+    }
+}
+#endif
+
+static void NAME_S(low_begin)(const ff_job *job, int64_t start, int64_t stop, void *scratch) {
+    low_scratch *s = scratch;
+    const ff_points *points = job->points;
+    const int64_t size = points->size;
+    for (int64_t j = start; j < stop; j++) {
+        const FF_PASTE(FF_S, _t) *row = NAME_S(row)(points, j);
+        for (int64_t k = 0; k < size; k++) s->point[(j - start) * size + k] = (double)row[k] - points->centre[k];
+        s->log_mass[j - start] = log_mass(points, j);
+    }
+}

@@ -1,0 +1,51 @@
+/* AVX2 with fused multiply-add: vectors of 32 bytes. */
+#ifndef FF_SIMD_AVX2_H
+#define FF_SIMD_AVX2_H
+
+#include <immintrin.h>
+
+enum { F32_LANES = 8, F64_LANES = 4 };
+typedef __m256 f32v;
+typedef __m256d f64v;
+
+#define FF_AVX2_OPS(f, s, scalar, vector)                                                                          \
+    static inline vector f##_load(const scalar *p) { return _mm256_loadu_##s(p); }                                 \
+    static inline void f##_store(scalar *p, vector v) { _mm256_storeu_##s(p, v); }                                 \
+    static inline vector f##_set1(scalar a) { return _mm256_set1_##s(a); }                                         \
+    static inline vector f##_add(vector a, vector b) { return _mm256_add_##s(a, b); }                              \
+    static inline vector f##_sub(vector a, vector b) { return _mm256_sub_##s(a, b); }                              \
+    static inline vector f##_mul(vector a, vector b) { return _mm256_mul_##s(a, b); }                              \
+    static inline vector f##_fma(vector a, vector b, vector c) { return _mm256_fmadd_##s(a, b, c); }               \
+    static inline vector f##_fnma(vector a, vector b, vector c) { return _mm256_fnmadd_##s(a, b, c); }             \
+    static inline vector f##_max(vector a, vector b) { return _mm256_max_##s(a, b); }                              \
+    static inline vector f##_abs(vector a) { return _mm256_andnot_##s(_mm256_set1_##s((scalar)-0.0), a); }         \
+    /* a where x > bound, else zero */                                                                             \
+    static inline vector f##_where_above(vector a, vector x, vector bound) {                                       \
+        return _mm256_and_##s(a, _mm256_cmp_##s(x, bound, _CMP_GT_OQ));                                            \
+    }                                                                                                              \
+    /* whether any lane of a exceeds that of b */                                                                  \
+    static inline int f##_any_above(vector a, vector b) {                                                          \
+        return _mm256_movemask_##s(_mm256_cmp_##s(a, b, _CMP_GT_OQ)) != 0;                                         \
+    }
+
+FF_AVX2_OPS(f32, ps, float, __m256)
+FF_AVX2_OPS(f64, pd, double, __m256d)
+#undef FF_AVX2_OPS
+
+/* 2^n from the low bits of the biased integer that a sum with a large constant leaves behind */
+static inline f32v f32_power_of_two(f32v sum) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(sum), 23));
+}
+static inline f64v f64_power_of_two(f64v sum) {
+    return _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(sum), 52));
+}
+static inline double f64_sum(f64v v) {
+    __m128d pair = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(pair, _mm_unpackhi_pd(pair, pair)));
+}
+
+static inline f64v f64_load_f32(const float *p) { return _mm256_cvtps_pd(_mm_loadu_ps(p)); }
+#define f64_load_f64 f64_load
+#define f32_load_f32 f32_load
+
+#endif

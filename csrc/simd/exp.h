@@ -1,0 +1,50 @@
+/* exp(x) for x <= 0 (a little above is fine), exactly zero below the smallest normal number.
+
+   x = n ln 2 + r with |r| <= ln(2)/2; exp(r) = 1 + r + r^2 q(r). The coefficients of q are the Chebyshev
+   interpolants of (exp(r) - 1 - r) / r^2 on that interval, computed with 40 digits; the largest relative error of
+   exp(r) that they leave is 1.0e-8 (float32, degree 4) and 1.7e-17 (float64, degree 9), below rounding. Adding
+   1.5 * 2^(bits of the significand) rounds x / ln 2 to an integer in the low bits of the sum, and with the exponent's
+   bias added too, those bits are the exponent field of 2^n. */
+#ifndef FF_SIMD_EXP_H
+#define FF_SIMD_EXP_H
+
+static inline f32v f32_exp(f32v x) {
+    const f32v lowest = f32_set1(-87.3f); /* log of the smallest normal number */
+    const f32v shifter = f32_set1(12582912.0f + 127.0f);
+    f32v clamped = f32_max(x, lowest);
+    f32v sum = f32_fma(clamped, f32_set1(1.44269504f), shifter);
+    f32v n = f32_sub(sum, shifter);
+    f32v r = f32_fnma(n, f32_set1(0.693359375f), clamped); /* ln 2 in two parts, the first exact times n */
+    r = f32_fnma(n, f32_set1(-2.12194440e-4f), r);
+    f32v q = f32_set1(0.0013926213466f);
+    q = f32_fma(q, r, f32_set1(0.0083632029716f));
+    q = f32_fma(q, r, f32_set1(0.0416665544377f));
+    q = f32_fma(q, r, f32_set1(0.1666657684600f));
+    q = f32_fma(q, r, f32_set1(0.5f));
+    f32v e = f32_fma(f32_mul(r, r), q, f32_add(r, f32_set1(1.0f)));
+    return f32_where_above(f32_mul(e, f32_power_of_two(sum)), x, lowest);
+}
+
+static inline f64v f64_exp(f64v x) {
+    const f64v lowest = f64_set1(-708.0);
+    const f64v shifter = f64_set1(6755399441055744.0 + 1023.0);
+    f64v clamped = f64_max(x, lowest);
+    f64v sum = f64_fma(clamped, f64_set1(1.4426950408889634), shifter);
+    f64v n = f64_sub(sum, shifter);
+    f64v r = f64_fnma(n, f64_set1(0.693147180369123816490), clamped); /* the low 21 bits of this part are zero */
+    r = f64_fnma(n, f64_set1(1.90821492927058770002e-10), r);
+    f64v q = f64_set1(2.5100424157005066788e-8);
+    q = f64_fma(q, r, f64_set1(2.7620138719733995569e-7));
+    q = f64_fma(q, r, f64_set1(2.7557268378684192873e-6));
+    q = f64_fma(q, r, f64_set1(2.4801521190217727651e-5));
+    q = f64_fma(q, r, f64_set1(1.9841269863105968748e-4));
+    q = f64_fma(q, r, f64_set1(1.3888888917281793308e-3));
+    q = f64_fma(q, r, f64_set1(8.3333333333300513464e-3));
+    q = f64_fma(q, r, f64_set1(4.1666666666623991516e-2));
+    q = f64_fma(q, r, f64_set1(1.6666666666666667456e-1));
+    q = f64_fma(q, r, f64_set1(0.5));
+    f64v e = f64_fma(f64_mul(r, r), q, f64_add(r, f64_set1(1.0)));
+    return f64_where_above(f64_mul(e, f64_power_of_two(sum)), x, lowest);
+}
+
+#endif

@@ -1,0 +1,52 @@
+/* Vectors of 16 bytes in the compiler's own notation: no instruction beyond the floor of the target. On x86-64 that
+   is SSE2, which has no fused multiply-add. */
+#ifndef FF_SIMD_PLAIN_H
+#define FF_SIMD_PLAIN_H
+
+#include <stdint.h>
+#include <string.h>
+
+enum { F32_LANES = 4, F64_LANES = 2 };
+typedef float f32v __attribute__((vector_size(16)));
+typedef double f64v __attribute__((vector_size(16)));
+typedef int32_t i32v __attribute__((vector_size(16)));
+typedef int64_t i64v __attribute__((vector_size(16)));
+
+#define FF_PLAIN_OPS(f, scalar, vector, integers, shift)                                                    \
+    static inline vector f##_load(const scalar *p) { vector v; memcpy(&v, p, sizeof v); return v; }         \
+    static inline void f##_store(scalar *p, vector v) { memcpy(p, &v, sizeof v); }                          \
+    static inline vector f##_set1(scalar a) { return a - (vector){0}; }                                     \
+    static inline vector f##_add(vector a, vector b) { return a + b; }                                      \
+    static inline vector f##_sub(vector a, vector b) { return a - b; }                                      \
+    static inline vector f##_mul(vector a, vector b) { return a * b; }                                      \
+    static inline vector f##_fma(vector a, vector b, vector c) { return a * b + c; }                        \
+    static inline vector f##_fnma(vector a, vector b, vector c) { return c - a * b; }                       \
+    static inline vector f##_select(integers mask, vector a, vector b) {                                    \
+        return (vector)((mask & (integers)a) | (~mask & (integers)b));                                      \
+    }                                                                                                       \
+    static inline vector f##_max(vector a, vector b) { return f##_select(a > b, a, b); }                    \
+    static inline vector f##_abs(vector a) { return f##_max(a, -a); }                                       \
+    /* a where x > bound, else zero */                                                                      \
+    static inline vector f##_where_above(vector a, vector x, vector bound) {                                \
+        return (vector)((integers)a & (x > bound));                                                         \
+    }                                                                                                       \
+    /* whether any lane of a exceeds that of b */                                                           \
+    static inline int f##_any_above(vector a, vector b) {                                                   \
+        integers m = a > b;                                                                                 \
+        int any = 0;                                                                                        \
+        for (int i = 0; i < (int)(sizeof m / sizeof m[0]); i++) any |= m[i] != 0;                           \
+        return any;                                                                                         \
+    }                                                                                                       \
+    /* 2^n from the low bits of the biased integer that a sum with a large constant leaves behind */        \
+    static inline vector f##_power_of_two(vector sum) { return (vector)((integers)sum << shift); }
+
+FF_PLAIN_OPS(f32, float, f32v, i32v, 23)
+FF_PLAIN_OPS(f64, double, f64v, i64v, 52)
+#undef FF_PLAIN_OPS
+
+static inline f64v f64_load_f32(const float *p) { return (f64v){p[0], p[1]}; }
+static inline double f64_sum(f64v v) { return v[0] + v[1]; }
+#define f64_load_f64 f64_load
+#define f32_load_f32 f32_load
+
+#endif

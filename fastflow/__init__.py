@@ -1,0 +1,34 @@
+"""fastflow: the exact optimal velocity field of flow matching for a finite data set.
+
+    import fastflow as ff
+
+    field = ff.VelocityField(data)      # (N, *event)
+    v = field(x, t)                     # E[alpha' x_i + beta' x_f | x_t = x], shape and dtype of x
+
+How the data flow, left to right and back once; no layer imports one above it:
+
+    user arrays - _arrays - VelocityField - path_at(schedule, t) - backend registry - moments kernel
+                                                                   native | numba | numpy
+    user arrays - _arrays - quantities(moments, path) - Moments (mergeable) ----------'
+
+Time runs from 0 (source, noise) to 1 (target, data); variances are variances, not standard deviations.
+"""
+
+from . import schedules
+from ._version import __version__
+from .backends import backends
+from .field import VelocityField
+from .functional import velocity
+from .moments import Moments, merge
+from .versions import show_versions
+
+__all__ = [
+    "Moments",
+    "VelocityField",
+    "__version__",
+    "backends",
+    "merge",
+    "schedules",
+    "show_versions",
+    "velocity",
+]

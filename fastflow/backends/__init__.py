@@ -1,0 +1,182 @@
+"""The backends: who implements the one primitive, and which of them is used.
+
+A backend is one module with a `load()` that returns a `Backend`, and one row of `_LOADERS`. It prepares a data set
+once and then computes its posterior moments, or its logits over a range of points. Backends are tried in the order
+of `_LOADERS`; the first that can run here is the choice of `backend="auto"`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from ..moments import Moments
+
+
+class Points(NamedTuple):
+    """A validated data set, as a backend takes it.
+
+    Attributes:
+        data: (N, D) float32 or float64, C-contiguous; read only, may be a memory map.
+        log_mass: (N,) float64, `log C_j` with `LOG_ZERO` for zero, or None for `C_j = 1/N`.
+        source_mean: (D,) float64 `m_i`, or None for zero.
+    """
+
+    data: np.ndarray
+    log_mass: np.ndarray | None
+    source_mean: np.ndarray | None
+
+
+class Prepared(Protocol):
+    """A data set in the hands of a backend.
+
+    `x` is (B, D) float32 or float64, C-contiguous. `coefficients` is (3, B) or (3, 1) float64: alpha, beta and the
+    component variance D of each query, or of all. With `r_j = x - alpha m_i - beta mu_j`, the logit of component j is
+    `log C_j - (D/2) log variance - |r_j|^2 / (2 variance)`.
+    """
+
+    def moments(self, x: np.ndarray, coefficients: np.ndarray, mean: bool, spread: bool) -> Moments:
+        """Moments with (B, D) fields in the dtype of `x`; `mean`, `residual` and the spread only if asked for."""
+
+    def logits(self, x: np.ndarray, coefficients: np.ndarray, start: int, stop: int) -> np.ndarray:
+        """Logits of the components start..stop-1, (B, stop - start) float64."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One backend that can run here.
+
+    Attributes:
+        prepare: `(points, isa, num_threads) -> Prepared`; `isa` is one of `isas`, or None where there are none.
+        isas: the instruction sets that this machine can run, the preferred one last; empty where the backend has none.
+        small_batch: batches of up to this many queries are served by a separate kernel, which may differ from the
+            batch kernel by rounding.
+        detail: one line on what is in use, for `show_versions` and the command line.
+    """
+
+    prepare: Callable[[Points, str | None, int | None], Prepared]
+    isas: tuple[str, ...] = ()
+    small_batch: int = 0
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class BackendInfo:
+    """What `fastflow.backends()` tells of a backend: whether it can run here, why (not), and what it offers."""
+
+    name: str
+    available: bool
+    reason: str
+    isas: tuple[str, ...] = ()
+    small_batch: int = 0
+
+
+_LOADERS = ("native", "numba", "numpy")
+_loaded: dict[str, Backend | str] = {}
+
+
+def _load(name: str) -> Backend | str:
+    """The backend, or the reason why it cannot run here. Imported on first use and remembered."""
+    if name not in _loaded:
+        try:
+            _loaded[name] = importlib.import_module(f".{name}", __name__).load()
+        except ImportError as error:
+            _loaded[name] = f"{type(error).__name__}: {error}"
+    return _loaded[name]
+
+
+def backends() -> dict[str, BackendInfo]:
+    """Every backend by name, in the order in which `backend="auto"` tries them."""
+    infos = {}
+    for name in _LOADERS:
+        backend = _load(name)
+        if isinstance(backend, str):
+            infos[name] = BackendInfo(name, False, backend)
+        else:
+            infos[name] = BackendInfo(name, True, backend.detail, backend.isas, backend.small_batch)
+    return infos
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A backend, an instruction set and a thread count, and in words why these."""
+
+    name: str
+    backend: Backend
+    isa: str | None
+    num_threads: int | None
+    reason: str
+
+
+def choose(name: str = "auto", num_threads: int | None = None) -> Choice:
+    """Settle backend, instruction set and threads from the arguments and the environment.
+
+    An argument goes before the environment (`FASTFLOW_BACKEND`, `FASTFLOW_ISA`, `FASTFLOW_NUM_THREADS`), and that
+    before the default. What cannot be honoured raises ValueError.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"backend is {type(name).__name__}; accepted is one of {_known()}")
+    origin = f"backend={name!r}"
+    if name == "auto" and os.environ.get("FASTFLOW_BACKEND"):
+        name = os.environ["FASTFLOW_BACKEND"]
+        origin = f"FASTFLOW_BACKEND={name}"
+    if name == "auto":
+        chosen, reason = _first_available()
+    elif name not in _LOADERS:
+        raise ValueError(f"{origin} is unknown; accepted is one of {_known()}")
+    else:
+        chosen, reason = name, f"asked for by {origin}"
+    backend = _load(chosen)
+    if isinstance(backend, str):
+        raise ValueError(f"{origin} cannot run here: {backend}")
+
+    isa = backend.isas[-1] if backend.isas else None
+    wanted = os.environ.get("FASTFLOW_ISA")
+    if wanted:
+        if wanted not in backend.isas:
+            can = ", ".join(backend.isas) or "none"
+            raise ValueError(f"FASTFLOW_ISA={wanted} cannot be honoured by backend {chosen}; it can run here: {can}")
+        isa = wanted
+    return Choice(chosen, backend, isa, thread_count(num_threads), reason)
+
+
+def thread_count(num_threads: int | None) -> int | None:
+    """The number of threads asked for by argument or environment; None leaves it to the backend."""
+    origin, value = "num_threads", num_threads
+    if value is None:
+        text = os.environ.get("FASTFLOW_NUM_THREADS")
+        if not text:
+            return None
+        origin, value = "FASTFLOW_NUM_THREADS", int(text) if text.isdecimal() else text
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        kind = ValueError if isinstance(value, str) else TypeError
+        raise kind(f"{origin} is {value!r}; accepted is a whole number of at least 1")
+    if value < 1:
+        raise ValueError(f"{origin} is {value}; accepted is a whole number of at least 1")
+    return int(value)
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on: the default number of threads."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _first_available() -> tuple[str, str]:
+    passed = []
+    for name in _LOADERS:
+        backend = _load(name)
+        if not isinstance(backend, str):
+            return name, "first that can run here" + "".join(f"; {p}" for p in passed)
+        passed.append(f"{name} cannot ({backend})")
+    raise RuntimeError("no backend can run: " + "; ".join(passed))
+
+
+def _known() -> str:
+    return ", ".join(("auto", *_LOADERS))

@@ -1,0 +1,429 @@
+"""Samplers: the flow `dx = v(x, t) dt` of a field, followed from one time to another.
+
+From t = 0 to t = 1 it carries noise to data, from 1 to 0 data to noise. The fixed-step methods are rows of one table
+of Butcher tableaux, walked by one stepper; the adaptive one is SciPy's Dormand-Prince pair.
+
+Times that only a limit can reach. At t = 1 a field without variance has `alpha = 0` and no density, only point
+masses: the flow into that time is well defined and ends on a data point, the flow out of it is not. A step into such a
+time therefore evaluates nothing there. It freezes the posterior at the step's start, `x = alpha E[x_i] + beta E[x_f]`
+with the alpha and beta of the step's end, which follows the flow exactly once one data point holds all the weight
+(it is the deterministic DDIM step, and for the linear schedule the Euler step). The same step serves where `alpha'` is
+infinite and the source mean is not zero, so that the velocity is unbounded though the flow is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from . import _arrays
+from ._optional import require
+from .path import path_at
+
+if TYPE_CHECKING:
+    from .field import VelocityField
+
+Callback = Callable[[int, float, np.ndarray], Any]
+
+
+class Tableau(NamedTuple):
+    """An explicit Runge-Kutta method.
+
+    Attributes:
+        nodes: where in the step each stage is evaluated, from 0 to 1.
+        stages: for each stage, the factors of the slopes of the stages before it.
+        weights: factor of each slope in the step.
+    """
+
+    nodes: tuple[float, ...]
+    stages: tuple[tuple[float, ...], ...]
+    weights: tuple[float, ...]
+
+
+TABLEAUX: dict[str, Tableau] = {
+    "euler": Tableau((0.0,), ((),), (1.0,)),
+    "heun": Tableau((0.0, 1.0), ((), (1.0,)), (1 / 2, 1 / 2)),
+    "rk4": Tableau(
+        (0.0, 1 / 2, 1 / 2, 1.0), ((), (1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6)
+    ),
+}
+
+METHODS = (*TABLEAUX, "dopri5")
+
+# The adaptive method stops short of a time that only a limit can reach, where alpha has fallen to this share of its
+# value at the start, and takes the frozen step from there. Undecided by then are only data points that lie within
+# about 20 * 1e-4 standard deviations of the source of each other, so a sample is off by less than that. Ten times
+# closer gains nothing over the default tolerances and costs steps where alpha' is infinite (VP, linear_vp).
+_LAST_ALPHA = 1e-4
+
+
+class Trajectory(NamedTuple):
+    """What an integration gives.
+
+    Attributes:
+        times: (T,) float64, the time grid.
+        final: states at the last time, in the shape of the starting points.
+        path: (T, B, *event) states at all times, or None if not kept.
+        evaluations: queries of the field, summed over the batch.
+    """
+
+    times: np.ndarray
+    final: np.ndarray
+    path: np.ndarray | None
+    evaluations: int
+
+
+def sample(
+    field: VelocityField, num_or_x0: Any, *, return_path: bool = False, **options: Any
+) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+    """Follow the flow of `field`; see `VelocityField.sample`, which this implements.
+
+    Args:
+        field: the field.
+        num_or_x0: how many starting points to draw, or the starting points.
+        return_path: return all states.
+        **options: as for `integrate`.
+
+    Returns:
+        The final states, or `(times, path)` with `return_path`.
+    """
+    result = integrate(field, num_or_x0, keep_path=return_path, **options)
+    return (result.times, result.path) if return_path else result.final
+
+
+def integrate(
+    field: VelocityField,
+    num_or_x0: Any,
+    *,
+    steps: Any = 50,
+    method: str = "euler",
+    t_span: tuple[float, float] | None = None,
+    seed: int | np.random.Generator | None = None,
+    progress: bool = False,
+    callback: Callback | None = None,
+    keep_path: bool = False,
+    rtol: float = 1e-5,
+    atol: float = 1e-6,
+) -> Trajectory:
+    """Follow the flow of `field` and also tell what it took.
+
+    Arguments and errors are those of `VelocityField.sample`; `keep_path` says whether to keep the states at all times.
+    """
+    _check_method(method)
+    times = time_grid(steps, t_span)
+    rtol, atol = _tolerance("rtol", rtol), _tolerance("atol", atol)
+    rng = _generator(seed)
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback is {type(callback).__name__}; accepted is a function of (step, t, x), or None")
+    num = isinstance(num_or_x0, int | np.integer) and not isinstance(num_or_x0, bool)
+    x = _draw_count(num_or_x0) if num else _given_points(field, num_or_x0)
+    only_limit = _only_limit(field, times)
+    if only_limit[:-1].any():
+        raise ValueError(_no_start(field, float(times[np.argmax(only_limit)])))
+    with _progress(progress, times, method) as show:
+        if num:
+            x = starting_points(field, x, float(times[0]), rng)
+        run = _Run(field, x, callback, show)
+        x = x.astype(_arrays.compute_dtype(x.dtype))  # a copy: the caller's memory is left alone
+        if method == "dopri5":
+            final, path = _adaptive(run, x, times, bool(only_limit[-1]), keep_path, rtol, atol)
+        else:
+            final, path = _fixed(run, x, times, bool(only_limit[-1]), keep_path, TABLEAUX[method])
+    return Trajectory(times, run.result(final), path if path is None else run.result(path), run.evaluations)
+
+
+def starting_points(field: VelocityField, num: int, t: float, rng: np.random.Generator) -> np.ndarray:
+    """Draw from the marginal p_t: a data point by its mass, then `N(alpha m_i + beta mu_j, D I)`.
+
+    Args:
+        field: the field.
+        num: how many points.
+        t: the time. Where `beta(t) = 0` this is the source alone and no data point is drawn.
+        rng: random numbers: first the noise, then the data points.
+
+    Returns:
+        (num, *event), float32 if the field works on float32 data, else float64.
+    """
+    model, points = field._model, field._points
+    path = path_at(field.schedule, t, model.source_variance, model.target_variance)
+    x = rng.standard_normal((num, model.size)) * math.sqrt(path.variance)
+    if model.source_mean is not None:
+        x += path.alpha * model.source_mean
+    if path.beta != 0.0:
+        if points.log_mass is None:
+            chosen = rng.integers(field.num_points, size=num)
+        else:
+            mass = np.exp(points.log_mass)
+            chosen = rng.choice(field.num_points, size=num, p=mass / mass.sum())
+        x += path.beta * points.data[chosen].astype(np.float64)
+    return x.astype(points.data.dtype).reshape((num, *field.event_shape))
+
+
+def time_grid(steps: Any, t_span: Any = None) -> np.ndarray:
+    """The times of an integration, ends included.
+
+    Args:
+        steps: a number of equal steps, at least 1, or the (T,) times themselves, T >= 2, in [0, 1] and strictly
+            increasing or strictly decreasing.
+        t_span: first and last time for a number of steps; None, the only choice beside a grid of times, is (0, 1).
+
+    Returns:
+        (T,) float64.
+
+    Raises:
+        TypeError, ValueError: anything else.
+    """
+    accepted = "a whole number of steps of at least 1, or a 1-D array of at least 2 times"
+    if isinstance(steps, int | np.integer) and not isinstance(steps, bool):
+        if steps < 1:
+            raise ValueError(f"steps is {steps}; accepted is {accepted}")
+        start, stop = _ends((0.0, 1.0) if t_span is None else t_span)
+        times = start + (stop - start) * (np.arange(steps + 1) / float(steps))
+        times[-1] = stop
+        return times
+    array = _arrays.real_array("steps", steps)
+    if array.ndim != 1 or array.size < 2 or array.dtype.kind == "b":
+        found = f"has shape {array.shape}" if array.ndim else f"is {steps!r}"
+        raise ValueError(f"steps {found}; accepted is {accepted}")
+    if t_span is not None:
+        raise ValueError(f"t_span is {t_span!r} beside a grid of times in steps; accepted is one of the two")
+    times = array.astype(np.float64)
+    inside = (times >= 0.0) & (times <= 1.0)
+    if not inside.all():
+        index = int(np.argmin(inside))
+        raise ValueError(f"steps[{index}] is {times[index]}; times must lie in [0, 1] (0 = source, 1 = data)")
+    forward = np.diff(times) * (1.0 if times[-1] > times[0] else -1.0) > 0.0
+    if not forward.all():
+        index = int(np.argmin(forward))
+        raise ValueError(
+            f"steps[{index}] is {times[index]} and steps[{index + 1}] is {times[index + 1]}; "
+            "times must be strictly increasing or strictly decreasing"
+        )
+    return times
+
+
+# Integration --------------------------------------------------------------------------------------------------
+
+
+class _Run:
+    """One integration: the field, and what is counted and told along the way."""
+
+    def __init__(self, field: VelocityField, x: np.ndarray, callback: Callback | None, show: Callable[[float], None]):
+        self.field = field
+        self.dtype = x.dtype
+        self.batch = math.prod(x.shape[: x.ndim - len(field.event_shape)])
+        self.callback, self.show = callback, show
+        self.evaluations = self.steps = 0
+        self.time = math.nan
+
+    def velocity(self, x: np.ndarray, t: float) -> np.ndarray:
+        self.evaluations += self.batch
+        return self.field.velocity(x, t)
+
+    def frozen_step(self, x: np.ndarray, t: float, stop: float) -> np.ndarray:
+        """From t to stop with the posterior held as it is at t."""
+        self.evaluations += self.batch
+        means = self.field.evaluate(x, t, ("source_mean", "target_mean"))
+        end = self.field.schedule(stop)
+        return end.alpha * means["source_mean"] + end.beta * means["target_mean"]
+
+    def done(self, x: np.ndarray, t: float) -> None:
+        """A step has led to x at t."""
+        if self.callback is not None:
+            view = x.view()
+            view.flags.writeable = False
+            self.callback(self.steps, t, view)
+        self.steps += 1
+        self.time = t
+        self.show(t)
+
+    def result(self, x: np.ndarray) -> np.ndarray:
+        return x.astype(self.dtype, copy=False)
+
+
+def _fixed(
+    run: _Run, x: np.ndarray, times: np.ndarray, only_limit: bool, keep_path: bool, tableau: Tableau
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Walk the grid with an explicit Runge-Kutta method; the last step is frozen if its end is only a limit."""
+    path = np.empty((len(times), *x.shape), dtype=x.dtype) if keep_path else None
+    if keep_path:
+        path[0] = x
+    grid = times.tolist()
+    for index, (t, stop) in enumerate(itertools.pairwise(grid), start=1):
+        if only_limit and index == len(grid) - 1:
+            x = run.frozen_step(x, t, stop)
+        else:
+            x = _runge_kutta_step(run.velocity, x, t, stop, tableau)
+        if keep_path:
+            path[index] = x
+        run.done(x, stop)
+    return x, path
+
+
+def _runge_kutta_step(
+    velocity: Callable[[np.ndarray, float], np.ndarray], x: np.ndarray, t: float, stop: float, tableau: Tableau
+) -> np.ndarray:
+    step = stop - t
+    slopes: list[np.ndarray] = []
+
+    def moved(factors: tuple[float, ...]) -> np.ndarray:
+        result = x
+        for factor, slope in zip(factors, slopes, strict=True):
+            if factor:
+                result = result + (step * factor) * slope
+        return result
+
+    for node, factors in zip(tableau.nodes, tableau.stages, strict=True):
+        at = stop if node == 1.0 else t + node * step  # the end itself, not the end to rounding
+        slopes.append(velocity(moved(factors), at))
+    return moved(tableau.weights)
+
+
+def _adaptive(
+    run: _Run, x: np.ndarray, times: np.ndarray, only_limit: bool, keep_path: bool, rtol: float, atol: float
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Dormand-Prince by SciPy, in float64; the way into an end that is only a limit is one frozen step."""
+    from scipy.integrate import solve_ivp  # takes longer to import than all of this package
+
+    first, last = float(times[0]), float(times[-1])
+    stop = _time_of_last_alpha(run.field, first, last) if only_limit else last
+    low, high = min(first, stop), max(first, stop)
+    inside = (times >= low) & (times <= high)  # the other times lie in the frozen step
+    wanted = times[inside] if keep_path else times[:0]
+
+    def slope(t: float, y: np.ndarray) -> np.ndarray:
+        t = min(max(float(t), low), high)  # the sum of a time and a step may pass the end by a rounding error
+        return run.velocity(y.reshape(x.shape), t).reshape(-1)
+
+    def accepted(t: float, y: np.ndarray) -> float:
+        """An event without a zero: SciPy evaluates events at the start and after each accepted step."""
+        if t != first:
+            run.done(y.reshape(x.shape), float(t))
+        return 1.0
+
+    solution = solve_ivp(
+        slope,
+        (first, stop),
+        x.astype(np.float64).reshape(-1),
+        method="RK45",
+        t_eval=wanted if stop in wanted else np.append(wanted, stop),
+        events=accepted,
+        rtol=rtol,
+        atol=atol,
+    )
+    if not solution.success:
+        raise RuntimeError(f"dopri5 stopped after t = {run.time}: {solution.message}")
+    states = [y.reshape(x.shape) for y in solution.y.T]
+    frozen = [run.frozen_step(states[-1], stop, t) for t in times[~inside].tolist()]
+    if frozen:
+        run.done(frozen[-1], last)
+    path = np.stack([x, *states[1 : len(wanted)], *frozen]) if keep_path else None
+    return (frozen or states)[-1], path
+
+
+def _time_of_last_alpha(field: VelocityField, first: float, last: float) -> float:
+    """A time between first and last where |alpha| has just not fallen to `_LAST_ALPHA` of its first value."""
+    least = _LAST_ALPHA * abs(field.schedule(first).alpha)
+    before, after = first, last
+    for _ in range(60):  # halvings: more than the bits of a float64
+        middle = 0.5 * (before + after)
+        if abs(field.schedule(middle).alpha) > least:
+            before = middle
+        else:
+            after = middle
+    return before
+
+
+@contextlib.contextmanager
+def _progress(wanted: bool, times: np.ndarray, method: str) -> Iterator[Callable[[float], None]]:
+    """A progress bar as a function of the time reached; one that does nothing unless wanted."""
+    if not wanted:
+        yield lambda t: None
+        return
+    tqdm = require("tqdm", extra="progress").tqdm
+    first, span = float(times[0]), abs(float(times[-1] - times[0]))
+    if method in TABLEAUX:
+        with tqdm(total=len(times) - 1, desc=method, unit="step") as bar:
+            yield lambda t: bar.update(1)
+    else:  # the number of steps is not known beforehand
+        form = "{desc}: {percentage:3.0f}%|{bar}| {n:.3f}/{total:g} of time [{elapsed}<{remaining}]"
+        with tqdm(total=span, desc=method, bar_format=form) as bar:
+            yield lambda t: bar.update(abs(t - first) - bar.n)
+
+
+# Checks -------------------------------------------------------------------------------------------------------
+
+
+def _check_method(method: Any) -> None:
+    if not isinstance(method, str):
+        raise TypeError(f"method is {type(method).__name__}; accepted is one of {', '.join(METHODS)}")
+    if method not in METHODS:
+        raise ValueError(f"method {method!r} is unknown; accepted is one of {', '.join(METHODS)}")
+
+
+def _tolerance(name: str, value: Any) -> float:
+    number = _arrays.real_number(name, value)
+    if number <= 0.0:
+        raise ValueError(f"{name} is {number}; accepted is a finite number above zero")
+    return number
+
+
+def _generator(seed: Any) -> np.random.Generator:
+    if seed is None or isinstance(seed, np.random.Generator):
+        return np.random.default_rng(seed)
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
+        raise TypeError(f"seed is {seed!r}; accepted is a whole number of at least 0, a numpy.random.Generator or None")
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; accepted is a whole number of at least 0")
+    return np.random.default_rng(int(seed))
+
+
+def _draw_count(num: int) -> int:
+    if num < 0:
+        raise ValueError(f"num_or_x0 is {num}; accepted is how many points to draw, at least 0, or starting points")
+    return int(num)
+
+
+def _given_points(field: VelocityField, x0: Any) -> np.ndarray:
+    """Checked starting points, in the dtype of the result; not a copy where none is needed."""
+    try:
+        matrix, batch_shape, dtype = _arrays.query_matrix(x0, field.event_shape, field._size)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"num_or_x0 is not a whole number, and not starting points x: {error}") from None
+    return matrix.reshape((*batch_shape, *field.event_shape)).astype(dtype, copy=False)
+
+
+def _ends(t_span: Any) -> tuple[float, float]:
+    array = _arrays.real_array("t_span", t_span)
+    if array.shape != (2,):
+        raise ValueError(f"t_span is {t_span!r}; accepted is a pair (first time, last time)")
+    first, last = (float(t) for t in array)
+    if not (0.0 <= first <= 1.0 and 0.0 <= last <= 1.0):
+        raise ValueError(f"t_span is ({first}, {last}); times must lie in [0, 1] (0 = source, 1 = data)")
+    if first == last:
+        raise ValueError(f"t_span is ({first}, {last}); the two times must differ")
+    return first, last
+
+
+def _only_limit(field: VelocityField, times: np.ndarray) -> np.ndarray:
+    """Which times the flow reaches only as a limit: no variance is left there, or the velocity is unbounded."""
+    model = field._model
+    path = path_at(field.schedule, times, model.source_variance, model.target_variance)
+    unbounded = ~np.isfinite(path.d_alpha) if model.source_mean is not None else False
+    return path.singular | unbounded
+
+
+def _no_start(field: VelocityField, t: float) -> str:
+    if field._model.target_variance == 0.0:
+        why, cure = "the distribution has no width, so no flow out of it is defined", "or a field with variance > 0"
+    else:
+        why, cure = "the velocity is unbounded", "or a field with source_mean 0"
+    return (
+        f"the flow of schedule {field.schedule.name!r} cannot start from or pass through t = {t:g}, where {why}; "
+        f"accepted is a time slightly off it (1e-3 is a good distance), {cure}"
+    )

@@ -1,0 +1,82 @@
+"""Builds the C extension. Everything declarative is in pyproject.toml.
+
+FASTFLOW_NO_EXTENSION=1       build without the extension; the package then runs on numba
+FASTFLOW_REQUIRE_EXTENSION=1  a failed build of the extension is an error, not a fallback to numba
+FASTFLOW_SANITIZE=LIST        compile with -fsanitize=LIST, for example address,undefined
+FASTFLOW_WERROR=1             warnings of the C compiler are errors
+"""
+
+import os
+import platform
+import re
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+CSRC = Path("csrc")
+
+
+def flag(name):
+    return os.environ.get(name, "") not in ("", "0")
+
+
+def isa_flags(source):
+    """Compiler flags for this machine's architecture, from the comment at the head of a csrc/isa file."""
+    match = re.search(rf"cflags {platform.machine()}: *(.*?)(?:\n|\*/)", Path(source).read_text())
+    return match.group(1).split() if match else []
+
+
+class BuildExtension(build_ext):
+    """Compiles each csrc/isa file with the flags it names, and falls back to no extension where none can be built."""
+
+    def build_extension(self, ext):
+        common = ["-std=c11", "-O3", "-Wall", "-Wextra", "-fvisibility=hidden", "-ffp-contract=off"]
+        if flag("FASTFLOW_WERROR"):
+            common.append("-Werror")
+        link = ["-lm", "-pthread"]
+        if os.environ.get("FASTFLOW_SANITIZE"):
+            sanitize = f"-fsanitize={os.environ['FASTFLOW_SANITIZE']}"
+            common += [sanitize, "-fno-sanitize-recover=all", "-g", "-fno-omit-frame-pointer"]
+            link.append(sanitize)
+        ext.extra_link_args = link
+        try:
+            for source in sorted(str(path) for path in [*CSRC.glob("*.c"), *CSRC.glob("isa/*.c")]):
+                ext.extra_objects += self.compiler.compile(
+                    [source],
+                    output_dir=self.build_temp,
+                    include_dirs=ext.include_dirs,
+                    macros=[("_GNU_SOURCE", None)],
+                    extra_postargs=common + isa_flags(source),
+                    depends=ext.depends,
+                )
+            super().build_extension(ext)
+        except Exception as error:
+            if flag("FASTFLOW_REQUIRE_EXTENSION"):
+                raise
+            print(f"fastflow: the C extension was not built ({error}); the numba backend is used", file=sys.stderr)
+            ext.optional = True
+            ext.not_built = True
+
+    def copy_extensions_to_source(self):
+        self.extensions = [ext for ext in self.extensions if not getattr(ext, "not_built", False)]
+        super().copy_extensions_to_source()
+
+
+def extensions():
+    if flag("FASTFLOW_NO_EXTENSION"):
+        return []
+    from Cython.Build import cythonize
+
+    depends = sorted(str(p) for pattern in ("**/*.h", "**/*.def") for p in CSRC.glob(pattern))
+    native = Extension(
+        "fastflow.backends.native",
+        ["fastflow/backends/native.pyx"],
+        include_dirs=[str(CSRC)],
+        depends=depends,
+    )
+    return cythonize([native], compiler_directives={"language_level": "3"})
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": BuildExtension})

@@ -1,0 +1,78 @@
+"""The continuity equation, dp/dt = -div(p v), which ties velocity, density and score together.
+
+Divided by p it reads ``d log p/dt + div v + v . grad log p = 0``, a sum of three terms of moderate
+size wherever p itself under- or overflows. The derivatives are central differences of sixth order:
+their truncation error is about ``(step / scale)^6 / 140``, where the smallest scale on which
+anything varies here (the bandwidth sqrt(D), or the time in which the schedule changes) is above
+0.03, so below 1e-11; rounding adds ``2e-16 |log p| / step``, below 1e-11 too. The tolerance of 1e-9,
+relative to the sum of the three terms' sizes, leaves room for the factors in front.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import fastflow as ff
+
+STEP = 1e-3
+OFFSETS = np.array([-3, -2, -1, 1, 2, 3])
+FACTORS = np.array([-1, 9, -45, 45, -9, 1]) / (60 * STEP)
+TOLERANCE = 1e-9
+
+SCHEDULES = (
+    ff.schedules.Linear(),
+    ff.schedules.Cosine(),
+    ff.schedules.Polynomial(2),
+    ff.schedules.Polynomial(3),
+    ff.schedules.LinearVP(),
+    ff.schedules.VP(beta_min=0.1, beta_max=20.0),
+    ff.schedules.VE(0.05, 5.0),
+    ff.schedules.OptimalTransport(0.01),
+)
+
+
+def terms(field, x: np.ndarray, t: float):
+    """``d log p/dt``, ``div v`` and ``v . score`` at each query, from values of the field only."""
+    count, d = x.shape
+    later = np.repeat(t + STEP * OFFSETS, count)
+    log_p = field.log_density(np.tile(x, (6, 1)), later).reshape(6, count)
+    rate = FACTORS @ log_p
+    divergence = np.zeros(count)
+    gradient = np.empty_like(x)
+    for k in range(d):
+        moved = np.repeat(x[None], 6, axis=0)
+        moved[:, :, k] += STEP * OFFSETS[:, None]
+        got = field.evaluate(moved.reshape(-1, d), t, quantities=("velocity", "log_density"))
+        divergence += FACTORS @ got["velocity"][:, k].reshape(6, count)
+        gradient[:, k] = FACTORS @ got["log_density"].reshape(6, count)
+    at = field.evaluate(x, t, quantities=("velocity", "score"))
+    return rate, divergence, at["velocity"], at["score"], gradient
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+@pytest.mark.parametrize("smooth", [False, True], ids=["points", "smoothed"])
+@pytest.mark.parametrize("d", [1, 2, 3])
+def test_continuity(variant, schedule, smooth, d):
+    rng = np.random.default_rng(d)
+    n = 7
+    data = rng.standard_normal((n, d))
+    field = variant.field(
+        data,
+        weights=rng.exponential(size=n),
+        variance=0.05 if smooth else 0.0,
+        source_mean=rng.standard_normal(d),
+        source_variance=1.7,
+        schedule=schedule,
+    )
+    for t in (0.1, 0.45, 0.8):
+        c = schedule(t)
+        x = c.alpha * 1.3 * rng.standard_normal((6, d)) + c.beta * data[:6]
+        rate, divergence, velocity, score, gradient = terms(field, x, t)
+        transport = (velocity * score).sum(axis=1)
+        size = np.abs(rate) + np.abs(divergence) + np.abs(velocity * score).sum(axis=1)
+        worst = np.max(np.abs(rate + divergence + transport) / size)
+        assert worst <= TOLERANCE, (t, worst)
+        # With the score taken for grad log p above, it has to be that.
+        gap = np.abs(score - gradient).max() / (1 + np.abs(score).max())
+        assert gap <= TOLERANCE, (t, gap)
