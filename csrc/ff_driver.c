@@ -39,7 +39,7 @@ int ff_isa_runs(int isa) { return isa >= 0 && isa < TARGETS && ff_cpu_runs(targe
    the exponential, and residuals in float64 cost little. The size of its scratch arrays, LOW_SIZE. */
 enum { LOW_DIMENSIONS = 16 };
 /* The block of the kernel for few queries, FEW_QUERIES. */
-int ff_small_batch(void) { return targets[0]->few[0].block; }
+int ff_small_batch(void) { return targets[0]->few[0][0].block; }
 
 /* Arithmetic worth one more thread: about 20 microseconds, several times what waking one costs. */
 static const double WORK_PER_THREAD = 2e5;
@@ -98,7 +98,8 @@ static int prepare(ff_points *points, int num_threads) {
     for (int64_t k = 0; k < size; k++) {
         double sum = 0.0;
         for (int64_t group = 0; group < groups; group++) sum += p.sums[group * size + k];
-        points->centre[k] = points->dtype == FF_FLOAT32 ? (double)(float)sum : sum;
+        points->narrow_centre[k] = (float)sum;
+        points->centre[k] = points->dtype == FF_FLOAT32 ? (double)points->narrow_centre[k] : sum;
     }
     free(p.sums);
     atomic_store(&p.next, 0);
@@ -125,12 +126,13 @@ int ff_points_create(ff_points **result, const void *data, ff_dtype dtype, int64
                           .equal_log_mass = -log((double)count),
                           .source_mean = source_mean,
                           .centre = calloc((size_t)size, sizeof(double)),
+                          .narrow_centre = calloc((size_t)size, sizeof(float)),
                           .square = malloc((size_t)count * sizeof(double)),
                           .count = count,
                           .size = size,
                           .dtype = dtype,
                           .target = targets[isa]};
-    const int status = points->centre && points->square ? prepare(points, num_threads) : FF_NO_MEMORY;
+    const int status = points->centre && points->narrow_centre && points->square ? prepare(points, num_threads) : FF_NO_MEMORY;
     if (status != FF_OK) {
         ff_points_destroy(points);
         return status;
@@ -142,6 +144,7 @@ int ff_points_create(ff_points **result, const void *data, ff_dtype dtype, int64
 void ff_points_destroy(ff_points *points) {
     if (!points) return;
     free(points->centre);
+    free(points->narrow_centre);
     free(points->square);
     free(points);
 }
@@ -151,9 +154,10 @@ void ff_points_destroy(ff_points *points) {
 static const ff_kernel *kernel_for(const ff_points *points, const ff_queries *queries) {
     const ff_target *target = points->target;
     if (points->size <= LOW_DIMENSIONS) return &target->low[points->dtype];
-    if (queries->count <= target->few[points->dtype].block) return &target->few[points->dtype];
     const int narrow = points->dtype == FF_FLOAT32 && queries->dtype == FF_FLOAT32;
-    return &target->batch[points->dtype][narrow ? FF_FLOAT32 : FF_FLOAT64];
+    const ff_dtype compute = narrow ? FF_FLOAT32 : FF_FLOAT64;
+    const ff_kernel *few = &target->few[points->dtype][compute];
+    return queries->count <= few->block ? few : &target->batch[points->dtype][compute];
 }
 
 typedef struct {

@@ -18,6 +18,7 @@ struct ff_points {
     double equal_log_mass;     /* log(1/count), used where log_mass is NULL */
     const double *source_mean; /* or NULL */
     double *centre;
+    float *narrow_centre;      /* the same, exactly, where the storage type is float32 */
     double *square;            /* |mu'_j|^2 */
     double largest_square, mean_square;
     int64_t count, size;
@@ -64,8 +65,9 @@ typedef struct {
 typedef struct ff_target {
     const char *name;
     ff_kernel low[2];      /* [storage]: few dimensions, float64 arithmetic */
-    ff_kernel few[2];      /* [storage]: few queries, float64 arithmetic */
-    ff_kernel batch[2][2]; /* [storage][compute] */
+    /* [storage][compute]; float64 points are never computed in float32, and that entry is empty */
+    ff_kernel few[2][2];   /* few queries */
+    ff_kernel batch[2][2]; /* many queries */
     /* logits of a block: one query against points start..stop-1 */
     void (*logits[2])(const ff_points *points, const ff_queries *queries, int64_t query, int64_t start, int64_t stop,
                       double *logits, double *scratch);

@@ -40,6 +40,7 @@ DOTS_PER_INCH = 150
 # More panels than these would be too small to see.
 MOST_PAIRS, MOST_LINES = 60, 24
 LONGEST_LINE = 512
+LEGEND = 9.0  # inches that the longest line of text takes
 PAIRS_IN_A_ROW, LINES_IN_A_ROW = 6, 4
 SNAPSHOTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 MOST_DATA_DOTS, MOST_TRAILS = 5000, 80
@@ -119,6 +120,12 @@ def _write(figure: Figure, top: float, text: str, left: float = 0.25, **style: A
     figure.text(left / w, 1.0 - top / h, text, va="top", **style)
 
 
+def _facts(drawing: Drawing, k: int) -> str:
+    """When sample k settled, and how far it is from its nearest data point."""
+    distance = f"distance {drawing.nearest.distances[k]:.2g}"
+    return f"t {drawing.settled[k]:.2f}   {'identical' if drawing.nearest.coincide[k] else distance}"
+
+
 # Images -------------------------------------------------------------------------------------------------------
 
 
@@ -128,7 +135,7 @@ def _pairs(drawing: Drawing) -> tuple[Figure, int]:
     columns = min(shown, PAIRS_IN_A_ROW)
     side, gap, pitch, row, head = 0.66, 0.05, 1.58, 1.14, 1.12
     rows = -(-shown // columns)
-    figure = _figure(max(0.5 + columns * pitch - (pitch - 2 * side - gap), 7.6), head + rows * row + 0.22)
+    figure = _figure(max(0.5 + columns * pitch - (pitch - 2 * side - gap), LEGEND), head + rows * row + 0.08)
     indices = drawing.nearest.indices[:shown]
     partners = drawing.data.points(indices)
     low, high = partners.min(), partners.max()
@@ -145,15 +152,15 @@ def _pairs(drawing: Drawing) -> tuple[Figure, int]:
         if drawing.data.labels is not None:
             name = f"“{drawing.data.labels[indices[k]]}”  {name}"
         _write(figure, top + side + 0.05, name, left, size=7.5)
-        fact = f"t {drawing.settled[k]:.2f}   "
-        fact += "identical" if same else f"distance {drawing.nearest.distances[k]:.2g}"
-        _write(figure, top + side + 0.19, fact, left, size=7, color=FAINT if same else ACCENT)
+        _write(figure, top + side + 0.19, _facts(drawing, k), left, size=7, color=FAINT if same else ACCENT)
     for column in range(columns):
         for place, word in ((0.0, "sample"), (side + gap, "nearest")):
             _write(figure, head - 0.16, word, 0.25 + column * pitch + place, size=7, color=FAINT)
     known = "label and " if drawing.data.labels is not None else ""
-    legend = f"Left a sample, right its nearest data point: {known}number; t from when on fewer than two points share"
-    _write(figure, 0.66, f"{legend} the weight; distance.", size=7.5, color=FAINT)
+    legend = (
+        f"Left a sample, right its nearest data point. Below: {known}number of that point; t from when on fewer than"
+    )
+    _write(figure, 0.66, f"{legend} two points share the posterior weight; distance.", size=7.5, color=FAINT)
     return figure, shown
 
 
@@ -175,7 +182,8 @@ def _plane(drawing: Drawing) -> tuple[Figure, int]:
     path = drawing.path.reshape(len(drawing.times), shown, 2)
     every = max(1, len(drawing.data.array) // MOST_DATA_DOTS)
     data = drawing.data.points(slice(None, None, every)).reshape(-1, 2)
-    seen = np.concatenate((data, path[0], path[-1]))
+    # All of the data and nearly all of the noise: its few outermost points would shrink everything else.
+    seen = np.concatenate((data, path[-1], np.quantile(path[0], (0.02, 0.98), axis=0)))
     centre = 0.5 * (seen.min(axis=0) + seen.max(axis=0))
     half = 0.53 * np.ptp(seen, axis=0)
     width, gap = 2.1, 0.12
@@ -225,7 +233,7 @@ def _lines(drawing: Drawing) -> tuple[Figure, int]:
     columns = min(shown, LINES_IN_A_ROW)
     width, height, gap, row, head = 2.1, 0.95, 0.2, 1.32, 1.1
     rows = -(-shown // columns)
-    figure = _figure(max(0.5 + columns * (width + gap) - gap, 7.6), head + rows * row + 0.1)
+    figure = _figure(max(0.5 + columns * (width + gap) - gap, LEGEND), head + rows * row + 0.1)
     indices = drawing.nearest.indices[:shown]
     partners = drawing.data.points(indices).reshape(shown, -1)[:, :LONGEST_LINE]
     samples = drawing.samples[:shown].reshape(shown, -1)[:, :LONGEST_LINE]
@@ -238,11 +246,12 @@ def _lines(drawing: Drawing) -> tuple[Figure, int]:
         axes.plot(partners[k], color=DATA, linewidth=3.0, solid_capstyle="round")
         axes.plot(samples[k], color=ACCENT, linewidth=0.9, marker=marker, markersize=2.5)
         axes.set(xticks=[], yticks=[], ylim=(low - margin, high + margin))
-        text = f"no. {indices[k]:,}   distance {drawing.nearest.distances[k]:.2g}   t {drawing.settled[k]:.2f}"
+        text = f"no. {indices[k]:,}   {_facts(drawing, k)}"
         _write(figure, top + height + 0.05, text, left, size=7.5, color=FAINT)
     legend = (
-        "Red a sample, grey its nearest data point: number, distance, t from when on fewer than two share the weight"
+        "Red a sample, grey its nearest data point. Below: number of that point; t from when on fewer than two points"
     )
+    legend += " share the posterior weight; distance"
     size = drawing.samples[:1].size
     if size > LONGEST_LINE:
         legend += f"; the first {LONGEST_LINE} of {size:,} values"

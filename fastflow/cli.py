@@ -9,6 +9,7 @@ where they are used.
 # Typer reads the commands' annotations, which name what `_application` imports: they must not be kept as strings.
 import contextlib
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -74,6 +75,7 @@ def _application() -> Any:
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
+        rich_markup_mode="markdown",  # joins the lines of a paragraph
     )
 
     def option(*names: str, text: str, **more: Any) -> Any:
@@ -347,7 +349,11 @@ def _writable(name: str, path: Path, suffixes: tuple[str, ...]) -> None:
 
 
 def _shape(event_shape: tuple[int, ...]) -> str:
-    return " × ".join(str(n) for n in event_shape) or "one number"
+    """In words, for titles."""
+    if len(event_shape) < 2:
+        count = math.prod(event_shape)
+        return f"{count:,} value{'s' * (count != 1)}"
+    return " \u00d7 ".join(str(n) for n in event_shape)
 
 
 # info ---------------------------------------------------------------------------------------------------------

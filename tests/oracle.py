@@ -167,8 +167,9 @@ class Answer:
     """All quantities of one query, rounded to float64, and what cancellations in them cancel from.
 
     ``terms[name]`` is the sum of the norms of the terms that add up to the quantity: of m, the
-    average data point and the average residual, each times its factor. ``residuals[name]`` is the sum of the norms of
-    ``x``, ``alpha m`` and ``beta E[mu|x]``, times the factor that their difference enters with.
+    average data point and the average residual, each times its factor. ``residuals[name]`` is the
+    sum of the norms of ``x``, ``alpha m`` and ``beta E[mu|x]``, times the factor that their
+    difference enters with.
     """
 
     velocity: np.ndarray

@@ -275,16 +275,17 @@ NOT_REAL = {
 def test_arrays_must_be_real(variant, data, kind):
     bad = NOT_REAL[kind]
     field = variant.field(data)
+    scalar = bad[0, 0:1].reshape(())
     words = (re.escape(str(bad.dtype)), "real|float")
     both = (TypeError, ValueError)
     refused(lambda: variant.field(bad), r"\bdata\b", *words, error=both)
     refused(lambda: field.velocity(bad, 0.5), r"\bx\b", *words, error=both)
     refused(lambda: field.velocity(data, bad[:, 0]), r"\bt\b", *words, error=both)
-    refused(lambda: field.velocity(data, bad[0, 0]), r"\bt\b", "real|float", error=both)
+    refused(lambda: field.velocity(data, scalar), r"\bt\b", "real|float", error=both)
     refused(lambda: variant.field(data, weights=bad[:, 0]), r"\bweights\b", *words, error=both)
     call = lambda: variant.field(data, source_mean=bad[0])  # noqa: E731
     refused(call, r"\bsource_mean\b", *words, error=both)
-    call = lambda: variant.field(data, variance=bad[0, 0])  # noqa: E731
+    call = lambda: variant.field(data, variance=scalar)  # noqa: E731
     refused(call, r"\bvariance\b", "real|float|number", error=both)
 
 

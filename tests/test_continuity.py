@@ -33,7 +33,7 @@ SCHEDULES = (
 
 
 def terms(field, x: np.ndarray, t: float):
-    """``d log p/dt``, ``div v`` and ``v . score`` at each query, from values of the field only."""
+    """``d log p/dt``, ``div v`` and ``grad log p`` by differences; v and score as given."""
     count, d = x.shape
     later = np.repeat(t + STEP * OFFSETS, count)
     log_p = field.log_density(np.tile(x, (6, 1)), later).reshape(6, count)

@@ -1,18 +1,7 @@
 /* Many queries of many dimensions: bound by arithmetic. Lanes hold queries; both products, logits = Y Q and
    sum = Y^T P, broadcast elements of a tile of points and run through one register-blocked microkernel.
-   Included once for each pair of storage type FF_S and compute type FF_T.
-
-   The logits of the tile are a = q.mu' - h |mu'|^2 + log C with q = (beta/D) e and h = beta^2/(2D), in the compute type.
-   As t -> 1 that form cancels, and two measures keep the result at the accuracy of the type:
-
-   smooth queries   where the rounding of a is small beside one, only the pairs whose error matters, those of large
-                    weight and large terms, have their logit computed again by residuals in float64;
-   sharp queries    otherwise the weights live on a few points: a, scaled to distances, only screens. Every point
-                    within its rounding bound of the largest is computed in float64, and summed in float64. */
-
-#define FF_TT FF_PASTE(FF_T, _t)
-#define TV FF_PASTE(FF_T, v)
-#define T(operation) FF_PASTE(FF_T, FF_PASTE(_, operation))
+   Included once for each pair of storage type FF_S and compute type FF_T. How the logits keep their accuracy is told in
+   treatment.inc.h. */
 
 #ifndef FF_BATCH
 #define FF_BATCH
@@ -22,8 +11,6 @@ enum {
     BATCH_CHUNK = 252, /* points of a tile, a multiple of BATCH_ROWS */
     BATCH_PANELS = 6   /* panels of queries in a block */
 };
-/* Stands for the logit of a point without mass: below every other, and finite in float32. */
-#define BATCH_DEAD (-1e37)
 
 static int64_t batch_chunk(const ff_points *points) {
     (void)points;
@@ -36,17 +23,6 @@ static int64_t batch_width(int64_t size, int64_t slice) {
     return ff_ceil_div(width, BATCH_ROWS) * BATCH_ROWS;
 }
 static int64_t batch_padded(int64_t size) { return batch_slices(size) * BATCH_SLICE; }
-
-/* How a query is treated, settled once for each call by pack(). */
-typedef struct {
-    double beta, precision; /* of the exact logit */
-    double scale;           /* logit = scale * a + base */
-    double base;            /* -|e|^2 / (2D) */
-    double square;          /* factor h of |mu'|^2 in a */
-    double window;          /* sharp: screen at the largest a less this */
-    double suspect;         /* smooth: recompute where p (|a| + 2 h |mu'|^2) exceeds this */
-    int sharp;
-} batch_query;
 
 /* A point that a sharp query keeps. */
 typedef struct {
@@ -94,68 +70,31 @@ static size_t NAME_ST(batch_scratch_bytes)(const ff_points *points, const ff_job
     return NAME_ST(batch_lay_out)(points, &s, NULL);
 }
 
-/* Packed queries: the batch_query records, then q in panels of [padded size][lane]. */
+/* Packed queries: the treatment records, then q in panels of [padded size][lane]. */
 static FF_TT *NAME_ST(batch_panels)(const ff_job *job) {
     const int64_t padded = ff_ceil_div(job->queries->count, LANES) * LANES;
-    return (FF_TT *)((char *)job->packed + ff_aligned((size_t)padded * sizeof(batch_query)));
+    return (FF_TT *)((char *)job->packed + ff_aligned((size_t)padded * sizeof(treatment)));
 }
 static size_t NAME_ST(batch_packed_bytes)(const ff_points *points, int64_t queries) {
     const size_t padded = (size_t)(ff_ceil_div(queries, LANES) * LANES);
-    return ff_aligned(padded * sizeof(batch_query)) + padded * (size_t)batch_padded(points->size) * sizeof(FF_TT);
-}
-
-/* Settle how a query with offset e is treated. u is the unit roundoff of the compute type. */
-static batch_query NAME_ST(batch_settle)(const ff_job *job, int64_t query, const double *e) {
-    const ff_points *points = job->points;
-    const double size = (double)points->size;
-    const double u = sizeof(FF_TT) == 4 ? 0x1p-24 : 0x1p-53;
-    const coefficients c = coefficients_of(points, job->queries, query);
-    const double largest = sqrt(points->largest_square), inverse = 2.0 * c.precision;
-    double norm = 0.0;
-    for (int64_t k = 0; k < points->size; k++) norm += e[k] * e[k];
-    norm = sqrt(norm);
-    batch_query b = {.beta = c.beta, .precision = c.precision, .base = -c.precision * norm * norm};
-
-    /* The dot product of `size` terms is off by at most (size + 4) u |q| |mu'|, including the rounding of q and mu'.
-       Beyond a quarter the weights are not to be trusted to the tile. And where the signal-to-noise ratio of a single
-       dimension, beta |mu'| / sqrt(D size), is large, the tile's sum of p mu' loses digits against e in the residual
-       e - beta mean: some ten roundings of it must stay below the accuracy asked for. */
-    const double error = (size + 4.0) * u * c.beta * inverse * norm * largest;
-    const double ratio = c.beta * sqrt(inverse * points->mean_square / size);
-    const double ratio_limit = sizeof(FF_TT) == 4 ? 8.0 : 500.0;
-    b.sharp = error > 0.25 || ratio > ratio_limit;
-    if (!b.sharp) {
-        b.scale = 1.0;
-        b.square = 0.5 * c.beta * c.beta * inverse;
-        /* The rounding of a that is seen is about u/4 of its terms (blocked sums of random roundings); a weight may be
-           off by the tolerance below. */
-        const double tolerance = sizeof(FF_TT) == 4 ? 2e-6 : 5e-14;
-        b.suspect = tolerance / (0.25 * u);
-    } else {
-        b.scale = c.beta * c.beta * inverse;
-        b.square = 0.5;
-        const double bound = u * ((size + 4.0) * norm / c.beta * largest + 2.0 * points->largest_square);
-        const double dropped = log((double)points->count) + (sizeof(FF_TT) == 4 ? 18.0 : 38.0);
-        b.window = 2.0 * bound + dropped / b.scale;
-    }
-    return b;
+    return ff_aligned(padded * sizeof(treatment)) + padded * (size_t)batch_padded(points->size) * sizeof(FF_TT);
 }
 
 static void NAME_ST(batch_pack)(const ff_job *job, int64_t query, int64_t count, void *scratch) {
     NAME_ST(batch_scratch) *s = scratch;
     NAME_ST(batch_lay_out)(job->points, s, scratch);
     const int64_t size = job->points->size, padded = batch_padded(size);
-    batch_query *records = job->packed;
+    treatment *records = job->packed;
     for (int64_t q = query; q < query + ff_ceil_div(count, LANES) * LANES; q++) {
         const int64_t lane = q % LANES;
         FF_TT *panel = NAME_ST(batch_panels)(job) + q / LANES * padded * LANES;
         if (q < query + count) {
             centred_query(job->points, job->queries, q, s->e);
-            records[q] = NAME_ST(batch_settle)(job, q, s->e);
+            records[q] = NAME_ST(settle)(job, q, s->e);
             const double factor = records[q].sharp ? 1.0 / records[q].beta : 2.0 * records[q].precision * records[q].beta;
             for (int64_t k = 0; k < size; k++) panel[k * LANES + lane] = (FF_TT)(factor * s->e[k]);
         } else { /* idle lanes of the last panel: zero queries of a treatment that costs nothing */
-            records[q] = (batch_query){.scale = 1.0, .suspect = 1.0, .sharp = records[q - 1].sharp};
+            records[q] = (treatment){.scale = 1.0, .suspect = 1.0, .sharp = records[q - 1].sharp};
             for (int64_t k = 0; k < size; k++) panel[k * LANES + lane] = 0;
         }
         for (int64_t k = size; k < padded; k++) panel[k * LANES + lane] = 0;
@@ -173,7 +112,7 @@ static void NAME_ST(batch_begin)(const ff_job *job, int64_t start, int64_t stop,
         FF_TT *tile = s->tile + slice * BATCH_CHUNK * BATCH_SLICE;
         const double *centre = points->centre + from;
         for (int64_t j = 0; j < count; j++) {
-            const FF_PASTE(FF_S, _t) *row = NAME_S(row)(points, start + j) + from;
+            const FF_STORED *row = NAME_S(row)(points, start + j) + from;
             FF_TT *to = tile + j * BATCH_SLICE;
             for (int64_t k = 0; k < filled; k++) to[k] = (FF_TT)row[k] - (FF_TT)centre[k];
             for (int64_t k = filled; k < BATCH_SLICE; k++) to[k] = 0;
@@ -182,7 +121,7 @@ static void NAME_ST(batch_begin)(const ff_job *job, int64_t start, int64_t stop,
     }
     for (int64_t j = 0; j < count; j++) {
         s->square[j] = (FF_TT)points->square[start + j];
-        s->log_mass[j] = (FF_TT)fmax(log_mass(points, start + j), BATCH_DEAD);
+        s->log_mass[j] = (FF_TT)fmax(log_mass(points, start + j), FF_DEAD);
     }
 }
 
@@ -244,7 +183,7 @@ static void NAME_ST(batch_sums)(const ff_job *job, NAME_ST(batch_scratch) * s, i
 }
 
 /* Keep what a sharp query may put weight on: screen column `lane` of the panel, then compute exactly. */
-static partial NAME_ST(batch_keep)(const ff_job *job, NAME_ST(batch_scratch) * s, const batch_query *b, int64_t query,
+static partial NAME_ST(batch_keep)(const ff_job *job, NAME_ST(batch_scratch) * s, const treatment *b, int64_t query,
                                    int64_t start, int64_t points, const FF_TT *logit, FF_TT largest, batch_kept *kept) {
     const double bar = (double)largest - b->window;
     kept->count = 0;
@@ -273,7 +212,7 @@ static partial NAME_ST(batch_keep)(const ff_job *job, NAME_ST(batch_scratch) * s
 }
 
 /* Compute again, by residuals, the weights of a smooth query whose own rounding would be seen, and its sums. */
-static void NAME_ST(batch_refine)(const ff_job *job, NAME_ST(batch_scratch) * s, const batch_query *b, int64_t query,
+static void NAME_ST(batch_refine)(const ff_job *job, NAME_ST(batch_scratch) * s, const treatment *b, int64_t query,
                                   int64_t start, int64_t points, FF_TT *weight, double largest, partial *p) {
     centred_query(job->points, job->queries, query, s->e);
     p->total = p->first = p->second = 0.0;
@@ -297,7 +236,7 @@ static void NAME_ST(batch_refine)(const ff_job *job, NAME_ST(batch_scratch) * s,
 static void NAME_ST(batch_weigh)(const ff_job *job, NAME_ST(batch_scratch) * s, int64_t start, int64_t points,
                                  int64_t query, int64_t panel, int64_t lanes) {
     enum { L = LANES / 2 };
-    const batch_query *records = (const batch_query *)job->packed + query + panel * LANES;
+    const treatment *records = (const treatment *)job->packed + query + panel * LANES;
     FF_TT *logit = s->logit + panel * BATCH_CHUNK * LANES;
     FF_TT square[LANES], per_scale[LANES], largest[LANES];
     int sharp = 0;
@@ -310,13 +249,13 @@ static void NAME_ST(batch_weigh)(const ff_job *job, NAME_ST(batch_scratch) * s, 
     {
         const TV h0 = T(load)(square), h1 = T(load)(square + L);
         const TV c0 = T(load)(per_scale), c1 = T(load)(per_scale + L);
-        TV m0 = T(set1)((FF_TT)BATCH_DEAD), m1 = m0;
+        TV m0 = T(set1)((FF_TT)FF_DEAD), m1 = m0;
         for (int64_t j = 0; j < points; j++) {
             FF_TT *row = logit + j * LANES;
             const TV n = T(set1)(s->square[j]), mass = T(set1)(s->log_mass[j]);
             TV a0 = T(fma)(c0, mass, T(fnma)(h0, n, T(load)(row)));
             TV a1 = T(fma)(c1, mass, T(fnma)(h1, n, T(load)(row + L)));
-            if (s->log_mass[j] <= (FF_TT)BATCH_DEAD) a0 = a1 = mass; /* no mass: below everything at any scale */
+            if (s->log_mass[j] <= (FF_TT)FF_DEAD) a0 = a1 = mass; /* no mass: below everything at any scale */
             T(store)(row, a0);
             T(store)(row + L, a1);
             m0 = T(max)(m0, a0);
@@ -366,13 +305,13 @@ static void NAME_ST(batch_weigh)(const ff_job *job, NAME_ST(batch_scratch) * s, 
         }
     }
     for (int lane = 0; lane < lanes; lane++) {
-        const batch_query *b = records + lane;
+        const treatment *b = records + lane;
         if (b->sharp) {
             for (int64_t j = 0; j < points; j++) logit[j * LANES + lane] = 0;
             continue;
         }
         partials[lane] = (partial){(double)largest[lane] + b->base, total[lane], first[lane], second[lane]};
-        if (fabs((double)largest[lane]) + 2.0 * b->square * job->points->largest_square > b->suspect)
+        if (may_be_suspect(job->points, b, (double)largest[lane]))
             NAME_ST(batch_refine)(job, s, b, query + panel * LANES + lane, start, points, logit + lane,
                                   (double)largest[lane], partials + lane);
     }
@@ -415,7 +354,7 @@ static void NAME_ST(batch_merge)(const ff_job *job, int64_t start, int64_t stop,
     const int is_first = start == 0;
     for (int64_t panel = 0; panel * LANES < count; panel++) {
         const int64_t at = query + panel * LANES, lanes = ff_min(LANES, count - panel * LANES);
-        const batch_query *records = (const batch_query *)job->packed + at;
+        const treatment *records = (const treatment *)job->packed + at;
         double keep[LANES] = {0}, add[LANES] = {0}, smooth_add[LANES] = {0};
         for (int64_t lane = 0; lane < lanes; lane++) {
             merge_scalars(&job->state, at + lane, s->partials + panel * LANES + lane, is_first, keep + lane,
@@ -443,8 +382,5 @@ static void NAME_ST(batch_merge)(const ff_job *job, int64_t start, int64_t stop,
     }
 }
 
-#undef FF_TT
-#undef TV
-#undef T
 #undef LANES
 #undef BLOCK

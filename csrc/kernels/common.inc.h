@@ -16,10 +16,22 @@
 #define FF_ST FF_PASTE(FF_S, FF_PASTE(_, FF_T))
 #define NAME_ST(operation) FF_PASTE3(operation, FF_ST, FF_ISA)
 
+/* The compute type, its vector type and its operations; the storage type's element */
+#define FF_TT FF_PASTE(FF_T, _t)
+#define TV FF_PASTE(FF_T, v)
+#define T(operation) FF_PASTE(FF_T, FF_PASTE(_, operation))
+#define FF_STORED FF_PASTE(FF_S, _t)
+
 #define FF_UNROLL _Pragma("GCC unroll 16")
 
 typedef float f32_t;
 typedef double f64_t;
+enum { LANES_OF_f32 = F32_LANES, LANES_OF_f64 = F64_LANES };
+static inline const float *centre_f32(const ff_points *points) { return points->narrow_centre; }
+static inline const double *centre_f64(const ff_points *points) { return points->centre; }
+
+/* Stands for the logit of a point without mass: below every other, and finite in float32. */
+#define FF_DEAD (-1e37)
 
 /* One query's numbers: logit = log C - precision |r|^2 + log_scale. */
 typedef struct {

@@ -1,22 +1,29 @@
-/* Few queries: bound by the memory bandwidth, so float64 arithmetic by residuals costs nothing. A chunk is cut in
-   strips that stay in the second-level cache between the pass for the logits and the pass for the sums, and so each
-   point is read from memory once. Included once for each storage type. */
+/* Few queries: bound by the memory bandwidth. A chunk is cut in strips that stay in the second-level cache between the
+   pass for the logits and the pass for the sums, and so each point is read from memory once. Vectors run along the
+   dimensions. Included once for each pair of storage type FF_S and compute type FF_T; float64 arithmetic is by residuals
+   throughout, float32 arithmetic as treatment.inc.h tells. */
 
 #ifndef FF_FEW
 #define FF_FEW
-/* More queries than these are faster as a padded panel of the batch kernel (bench/compare.py --crossover). */
+/* More queries than these are faster as a padded panel of the batch kernel. */
 enum { FEW_QUERIES = 4 };
 enum { FEW_CHUNK = 256 };
-/* Bytes of one strip: a quarter of the second-level cache of the smallest current cores (512 KB), and so that of a
-   point of 12,288 float32 values still fits. */
+/* Bytes of one strip: a quarter of the second-level cache of the smallest current cores (512 KB). */
 enum { FEW_STRIP = 128 * 1024 };
 
-/* Scratch: for each query e (size values), its sum (size values), then the strip's distances and indices. */
+/* What a query keeps during a chunk: e, then the sums in float64, then q and the sums in the compute type. */
 typedef struct {
-    partial partials[FEW_QUERIES];
-    double distance[FEW_CHUNK], weight[FEW_CHUNK];
+    treatment how;
+    partial part;
+    double *e, *sum;
+    void *q, *narrow_sum;
+} few_query;
+
+typedef struct {
+    few_query query[FEW_QUERIES];
+    double logit[FEW_CHUNK], weight[FEW_CHUNK];
     int64_t index[FEW_CHUNK];
-    double rows[];
+    double rows[]; /* 4 of `size` for each query */
 } few_scratch;
 
 static int64_t few_chunk(const ff_points *points) {
@@ -29,7 +36,7 @@ static size_t few_packed_bytes(const ff_points *points, int64_t queries) {
 }
 static size_t few_scratch_bytes(const ff_points *points, const ff_job *job) {
     (void)job;
-    return sizeof(few_scratch) + 2 * FEW_QUERIES * (size_t)points->size * sizeof(double);
+    return sizeof(few_scratch) + 4 * FEW_QUERIES * (size_t)points->size * sizeof(double);
 }
 
 static void few_merge(const ff_job *job, int64_t start, int64_t stop, int64_t query, int64_t count, void *scratch) {
@@ -38,41 +45,33 @@ static void few_merge(const ff_job *job, int64_t start, int64_t stop, int64_t qu
     const int64_t size = job->points->size;
     for (int64_t q = 0; q < count; q++) {
         double keep, add;
-        merge_scalars(&job->state, query + q, s->partials + q, start == 0, &keep, &add);
+        merge_scalars(&job->state, query + q, &s->query[q].part, start == 0, &keep, &add);
         if (!job->want_mean) continue;
         double *to = job->state.sum + (query + q) * size;
-        const double *from = s->rows + (2 * q + 1) * size;
+        const double *from = s->query[q].sum;
         if (start == 0) memcpy(to, from, (size_t)size * sizeof(double));
         else
             for (int64_t k = 0; k < size; k++) to[k] = keep * to[k] + add * from[k];
     }
 }
-#endif
 
-/* One query over one strip of points, added to its partial sums. */
-static void NAME_S(few_strip)(const ff_job *job, int64_t start, int64_t stop, const coefficients *c, const double *e,
-                              double *sum, partial *p, few_scratch *s) {
-    const ff_points *points = job->points;
-    NAME_S(distances)(points, e, c->beta, start, stop, s->distance);
-    double largest = p->largest;
-    for (int64_t i = 0; i < stop - start; i++) {
-        s->distance[i] = log_mass(points, start + i) - c->precision * s->distance[i];
-        largest = fmax(largest, s->distance[i]);
-    }
-    if (largest > p->largest && p->total > 0.0) {
-        const double shift = p->largest - largest, keep = exp(shift);
-        p->first = keep * (p->first + p->total * shift);
-        p->second *= keep * keep;
-        p->total *= keep;
-        if (job->want_mean)
-            for (int64_t k = 0; k < points->size; k++) sum[k] *= keep;
-    }
+/* Raise the reference logit of the partial sums to `largest`; returns the factor for the sums. */
+static double few_raise(partial *p, double largest) {
+    const double shift = p->largest - largest, keep = p->total > 0.0 ? exp(shift) : 0.0;
+    p->first = keep == 0.0 ? 0.0 : keep * (p->first + p->total * shift);
+    p->second *= keep * keep;
+    p->total *= keep;
     p->largest = largest;
-    for (int64_t i = 0; i < stop - start; i += F64_LANES) /* the chunk is a multiple of the lanes */
-        f64_store(s->weight + i, f64_exp(f64_sub(f64_load(s->distance + i), f64_set1(largest))));
+    return keep;
+}
+
+/* From logits to weights, added to the partial sums; returns how many points have any, listed in index and weight. */
+static int64_t few_weigh(few_scratch *s, int64_t start, int64_t count, partial *p) {
+    for (int64_t i = 0; i < count; i += F64_LANES) /* the chunk is a multiple of the lanes */
+        f64_store(s->weight + i, f64_exp(f64_sub(f64_load(s->logit + i), f64_set1(p->largest))));
     int64_t kept = 0;
-    for (int64_t i = 0; i < stop - start; i++) {
-        const double below = s->distance[i] - largest, weight = s->weight[i];
+    for (int64_t i = 0; i < count; i++) {
+        const double below = s->logit[i] - p->largest, weight = s->weight[i];
         if (weight == 0.0) continue;
         p->total += weight;
         p->first += weight * below;
@@ -80,25 +79,142 @@ static void NAME_S(few_strip)(const ff_job *job, int64_t start, int64_t stop, co
         s->weight[kept] = weight;
         s->index[kept++] = start + i;
     }
-    if (job->want_mean) NAME_S(accumulate)(points, kept, s->index, s->weight, sum);
+    return kept;
+}
+#endif
+
+/* One query over one strip of points, by residuals in float64. */
+static void NAME_ST(few_exact_strip)(const ff_job *job, int64_t start, int64_t stop, few_query *query,
+                                     few_scratch *s) {
+    const ff_points *points = job->points;
+    double largest = query->part.largest;
+    for (int64_t j = start; j < stop; j++) {
+        const double distance = NAME_S(distance)(points, query->e, query->how.beta, j);
+        s->logit[j - start] = log_mass(points, j) - query->how.precision * distance;
+        largest = fmax(largest, s->logit[j - start]);
+    }
+    if (largest > query->part.largest) {
+        const double keep = few_raise(&query->part, largest);
+        for (int64_t k = 0; k < points->size; k++) query->sum[k] *= keep;
+    }
+    const int64_t kept = few_weigh(s, start, stop - start, &query->part);
+    if (job->want_mean) NAME_S(accumulate)(points, kept, s->index, s->weight, query->sum);
 }
 
-static void NAME_S(few_compute)(const ff_job *job, int64_t start, int64_t stop, int64_t query, int64_t count,
-                                void *scratch) {
+/* q.mu'(j). One point at a time: a single stream of consecutive lines runs at twice the bandwidth of four. */
+static inline double NAME_ST(few_dot)(const ff_points *points, const FF_TT *q, int64_t j) {
+    enum { L = FF_LANES_T };
+    const FF_STORED *row = NAME_S(row)(points, j);
+    const FF_TT *centre = FF_CENTRE_T(points);
+    const int64_t size = points->size;
+    TV sum[4] = {T(set1)(0), T(set1)(0), T(set1)(0), T(set1)(0)};
+    int64_t k = 0;
+    for (; k + 4 * L <= size; k += 4 * L) {
+        FF_UNROLL
+        for (int i = 0; i < 4; i++) {
+            const TV offset = T(sub)(FF_LOAD_T(row + k + i * L), T(load)(centre + k + i * L));
+            sum[i] = T(fma)(offset, T(load)(q + k + i * L), sum[i]);
+        }
+    }
+    for (; k + L <= size; k += L)
+        sum[0] = T(fma)(T(sub)(FF_LOAD_T(row + k), T(load)(centre + k)), T(load)(q + k), sum[0]);
+    FF_TT lanes[L];
+    T(store)(lanes, T(add)(T(add)(sum[0], sum[1]), T(add)(sum[2], sum[3])));
+    double dot = 0.0;
+    for (int l = 0; l < L; l++) dot += (double)lanes[l];
+    for (; k < size; k++) dot += (double)(((FF_TT)row[k] - centre[k]) * q[k]);
+    return dot;
+}
+
+/* sum[k] += weight[i] mu'_k(j[i]) for four points. */
+static inline void NAME_ST(few_accumulate4)(const ff_points *points, const int64_t *j, const double *weight,
+                                            FF_TT *sum) {
+    enum { L = FF_LANES_T };
+    const FF_STORED *row[4];
+    TV w[4];
+    FF_UNROLL
+    for (int i = 0; i < 4; i++) {
+        row[i] = NAME_S(row)(points, j[i]);
+        w[i] = T(set1)((FF_TT)weight[i]);
+    }
+    const FF_TT *centre = FF_CENTRE_T(points);
+    const int64_t size = points->size;
+    int64_t k = 0;
+    for (; k + L <= size; k += L) {
+        const TV c = T(load)(centre + k);
+        TV total = T(load)(sum + k);
+        FF_UNROLL
+        for (int i = 0; i < 4; i++) total = T(fma)(w[i], T(sub)(FF_LOAD_T(row[i] + k), c), total);
+        T(store)(sum + k, total);
+    }
+    for (; k < size; k++)
+        for (int i = 0; i < 4; i++) sum[k] += (FF_TT)weight[i] * ((FF_TT)row[i][k] - centre[k]);
+}
+
+/* One smooth query over one strip of points, in the compute type. */
+static void NAME_ST(few_smooth_strip)(const ff_job *job, int64_t start, int64_t stop, few_query *query,
+                                      few_scratch *s) {
+    const ff_points *points = job->points;
+    const treatment *how = &query->how;
+    FF_TT *sum = query->narrow_sum;
+    double largest = query->part.largest;
+    for (int64_t j = start; j < stop; j++) {
+        const double a = NAME_ST(few_dot)(points, query->q, j) - how->square * points->square[j] + log_mass(points, j);
+        s->logit[j - start] = a + how->base;
+        largest = fmax(largest, s->logit[j - start]);
+    }
+    if (largest > query->part.largest) {
+        const FF_TT keep = (FF_TT)few_raise(&query->part, largest);
+        for (int64_t k = 0; k < points->size; k++) sum[k] *= keep;
+    }
+    if (may_be_suspect(points, how, largest - how->base))
+        for (int64_t j = start; j < stop; j++) {
+            double *logit = s->logit + (j - start);
+            const double terms = fabs(*logit - how->base) + 2.0 * how->square * points->square[j];
+            if (exp(*logit - largest) * terms > how->suspect)
+                *logit = log_mass(points, j) - how->precision * NAME_S(distance)(points, query->e, how->beta, j);
+        }
+    const int64_t kept = few_weigh(s, start, stop - start, &query->part);
+    if (!job->want_mean) return;
+    for (int64_t i = 0; i < kept; i += 4) {
+        int64_t index[4];
+        double weight[4];
+        for (int l = 0; l < 4; l++) { /* the last group is filled up with zero weights */
+            index[l] = s->index[ff_min(i + l, kept - 1)];
+            weight[l] = i + l < kept ? s->weight[i + l] : 0.0;
+        }
+        NAME_ST(few_accumulate4)(points, index, weight, sum);
+    }
+}
+
+static void NAME_ST(few_compute)(const ff_job *job, int64_t start, int64_t stop, int64_t query, int64_t count,
+                                 void *scratch) {
     few_scratch *s = scratch;
     const ff_points *points = job->points;
     const int64_t size = points->size;
-    coefficients c[FEW_QUERIES];
-    for (int64_t q = 0; q < count; q++) {
-        c[q] = coefficients_of(points, job->queries, query + q);
-        centred_query(points, job->queries, query + q, s->rows + 2 * q * size);
-        memset(s->rows + (2 * q + 1) * size, 0, (size_t)size * sizeof(double));
-        s->partials[q] = (partial){-1.7e308, 0.0, 0.0, 0.0};
+    for (int64_t i = 0; i < count; i++) {
+        few_query *q = s->query + i;
+        q->e = s->rows + 4 * i * size;
+        q->sum = q->e + size;
+        q->q = q->sum + size;
+        q->narrow_sum = (double *)q->q + size;
+        q->part = (partial){-1.7e308, 0.0, 0.0, 0.0};
+        centred_query(points, job->queries, query + i, q->e);
+        memset(q->sum, 0, (size_t)size * sizeof(double));
+        q->how = NAME_ST(settle)(job, query + i, q->e);
+        q->how.sharp |= sizeof(FF_TT) == 8;
+        if (q->how.sharp) continue;
+        for (int64_t k = 0; k < size; k++) {
+            ((FF_TT *)q->q)[k] = (FF_TT)(2.0 * q->how.precision * q->how.beta * q->e[k]);
+            ((FF_TT *)q->narrow_sum)[k] = 0;
+        }
     }
-    const int64_t row_bytes = size * (int64_t)sizeof(FF_PASTE(FF_S, _t));
-    const int64_t strip = ff_max(4, FEW_STRIP / row_bytes / 4 * 4);
+    const int64_t strip = ff_min(FEW_CHUNK, ff_max(4, FEW_STRIP / (size * (int64_t)sizeof(FF_STORED)) / 4 * 4));
     for (int64_t j = start; j < stop; j += strip)
-        for (int64_t q = 0; q < count; q++)
-            NAME_S(few_strip)(job, j, ff_min(j + strip, stop), c + q, s->rows + 2 * q * size,
-                              s->rows + (2 * q + 1) * size, s->partials + q, s);
+        for (int64_t i = 0; i < count; i++)
+            (s->query[i].how.sharp ? NAME_ST(few_exact_strip) : NAME_ST(few_smooth_strip))(
+                job, j, ff_min(j + strip, stop), s->query + i, s);
+    for (int64_t i = 0; i < count; i++)
+        if (!s->query[i].how.sharp)
+            for (int64_t k = 0; k < size; k++) s->query[i].sum[k] = (double)((FF_TT *)s->query[i].narrow_sum)[k];
 }

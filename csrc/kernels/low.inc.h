@@ -156,7 +156,7 @@ static void NAME_S(low_begin)(const ff_job *job, int64_t start, int64_t stop, vo
     const ff_points *points = job->points;
     const int64_t size = points->size;
     for (int64_t j = start; j < stop; j++) {
-        const FF_PASTE(FF_S, _t) *row = NAME_S(row)(points, j);
+        const FF_STORED *row = NAME_S(row)(points, j);
         for (int64_t k = 0; k < size; k++) s->point[(j - start) * size + k] = (double)row[k] - points->centre[k];
         s->log_mass[j - start] = log_mass(points, j);
     }

@@ -1,7 +1,6 @@
 /* What every kernel does with points of one storage type, in float64: load mu', and the exact logit of one pair.
    Included once for each storage type, with FF_S its token (f32, f64). */
 
-#define FF_STORED FF_PASTE(FF_S, _t)
 #define LOAD_F64 FF_PASTE3(f64, load, FF_S)
 
 /* mu'_k = mu_k - centre_k of row `row`, for one vector of k. Exact for float32 data near their centre. */
@@ -15,51 +14,30 @@ static inline const FF_STORED *NAME_S(row)(const ff_points *points, int64_t j) {
 
 /* |e - beta mu'_j|^2 by residuals: relative accuracy of a few roundings, however small the distance. */
 static inline double NAME_S(distance)(const ff_points *points, const double *e, double beta, int64_t j) {
+    enum { L = F64_LANES };
     const FF_STORED *row = NAME_S(row)(points, j);
-    const double *centre = points->centre;
-    const int64_t size = points->size;
-    const f64v b = f64_set1(beta);
-    f64v sum0 = f64_set1(0.0), sum1 = f64_set1(0.0);
-    int64_t k = 0;
-    for (; k + 2 * F64_LANES <= size; k += 2 * F64_LANES) {
-        f64v r0 = f64_fnma(b, NAME_S(offset)(row, centre, k), f64_load(e + k));
-        f64v r1 = f64_fnma(b, NAME_S(offset)(row, centre, k + F64_LANES), f64_load(e + k + F64_LANES));
-        sum0 = f64_fma(r0, r0, sum0);
-        sum1 = f64_fma(r1, r1, sum1);
-    }
-    double sum = f64_sum(f64_add(sum0, sum1));
-    for (; k < size; k++) {
-        double r = e[k] - beta * ((double)row[k] - centre[k]);
-        sum += r * r;
-    }
-    return sum;
-}
-
-/* The same for four points at once: e and the centre are loaded once for all, and four sums hide the latency. */
-static inline void NAME_S(distance4)(const ff_points *points, const double *e, double beta, const int64_t *j,
-                                     double *distances) {
-    const FF_STORED *row[4];
-    for (int i = 0; i < 4; i++) row[i] = NAME_S(row)(points, j[i]);
     const double *centre = points->centre;
     const int64_t size = points->size;
     const f64v b = f64_set1(beta);
     f64v sum[4] = {f64_set1(0.0), f64_set1(0.0), f64_set1(0.0), f64_set1(0.0)};
     int64_t k = 0;
-    for (; k + F64_LANES <= size; k += F64_LANES) {
-        f64v ek = f64_load(e + k), ck = f64_load(centre + k);
+    for (; k + 4 * L <= size; k += 4 * L) {
         FF_UNROLL
         for (int i = 0; i < 4; i++) {
-            f64v r = f64_fnma(b, f64_sub(LOAD_F64(row[i] + k), ck), ek);
+            const f64v r = f64_fnma(b, NAME_S(offset)(row, centre, k + i * L), f64_load(e + k + i * L));
             sum[i] = f64_fma(r, r, sum[i]);
         }
     }
-    for (int i = 0; i < 4; i++) {
-        distances[i] = f64_sum(sum[i]);
-        for (int64_t l = k; l < size; l++) {
-            double r = e[l] - beta * ((double)row[i][l] - centre[l]);
-            distances[i] += r * r;
-        }
+    for (; k + L <= size; k += L) {
+        const f64v r = f64_fnma(b, NAME_S(offset)(row, centre, k), f64_load(e + k));
+        sum[0] = f64_fma(r, r, sum[0]);
     }
+    double total = f64_sum(f64_add(f64_add(sum[0], sum[1]), f64_add(sum[2], sum[3])));
+    for (; k < size; k++) {
+        const double r = e[k] - beta * ((double)row[k] - centre[k]);
+        total += r * r;
+    }
+    return total;
 }
 
 /* sum[k] += weight[i] mu'_k(j[i]) for four points. */
@@ -95,17 +73,6 @@ static void NAME_S(accumulate)(const ff_points *points, int64_t count, const int
     }
 }
 
-/* distances[i] = |e - beta mu'_j|^2 for j = start + i. */
-static void NAME_S(distances)(const ff_points *points, const double *e, double beta, int64_t start, int64_t stop,
-                              double *distances) {
-    int64_t j = start;
-    for (; j + 4 <= stop; j += 4) {
-        const int64_t index[4] = {j, j + 1, j + 2, j + 3};
-        NAME_S(distance4)(points, e, beta, index, distances + (j - start));
-    }
-    for (; j < stop; j++) distances[j - start] = NAME_S(distance)(points, e, beta, j);
-}
-
 static void NAME_S(squares)(const ff_points *points, int64_t start, int64_t stop, double *squares) {
     for (int64_t j = start; j < stop; j++) {
         const FF_STORED *row = NAME_S(row)(points, j);
@@ -123,11 +90,8 @@ static void NAME_S(logits)(const ff_points *points, const ff_queries *queries, i
                            int64_t stop, double *logits, double *scratch) {
     const coefficients c = coefficients_of(points, queries, query);
     centred_query(points, queries, query, scratch);
-    NAME_S(distances)(points, scratch, c.beta, start, stop, logits);
-    for (int64_t j = start; j < stop; j++) {
-        double *logit = logits + (j - start);
-        *logit = log_mass(points, j) + c.log_scale - c.precision * *logit;
-    }
+    for (int64_t j = start; j < stop; j++)
+        logits[j - start] =
+            log_mass(points, j) + c.log_scale - c.precision * NAME_S(distance)(points, scratch, c.beta, j);
 }
-#undef FF_STORED
 #undef LOAD_F64

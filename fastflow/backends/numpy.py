@@ -25,9 +25,7 @@ class Reference:
         self.data, self.log_mass, self.source_mean = points
         rows = max(1, _BLOCK // self.data.shape[1])
         count = len(self.data)
-        self.centre = sum(
-            self.data[i : i + rows].sum(axis=0, dtype=np.float64) / count for i in range(0, count, rows)
-        )
+        self.centre = sum(self.data[i : i + rows].sum(axis=0, dtype=np.float64) / count for i in range(0, count, rows))
 
     def moments(self, x: np.ndarray, coefficients: np.ndarray, mean: bool, spread: bool) -> Moments:
         count, size = x.shape

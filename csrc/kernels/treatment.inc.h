@@ -1,0 +1,66 @@
+/* How a query's logits keep their accuracy in the compute type FF_T, settled once for each query and call.
+
+   The fast form of a logit is a = q.mu' - h |mu'|^2 + log C with q = (beta/D) e and h = beta^2/(2D), short of the
+   query's base -|e|^2/(2D). As t -> 1 it cancels, and two measures keep the result at the accuracy of the type:
+
+   smooth queries   where the rounding of a is small beside one, only the pairs whose error matters, those of large
+                    weight and large terms, have their logit computed again by residuals in float64;
+   sharp queries    otherwise the weights live on a few points: a, scaled to distances, at most screens. What may
+                    carry weight is computed by residuals in float64, and summed in float64.
+   Included once for each compute type (with any storage type). */
+
+#ifndef FF_TREATMENT
+#define FF_TREATMENT
+typedef struct {
+    double beta, precision; /* of the exact logit */
+    double scale;           /* logit = scale * a + base */
+    double base;            /* -|e|^2 / (2D), of smooth queries */
+    double square;          /* factor h of |mu'|^2 in a */
+    double window;          /* sharp: screen at the largest a less this */
+    double suspect;         /* smooth: recompute where p (|a| + 2 h |mu'|^2) exceeds this */
+    int sharp;
+} treatment;
+
+/* Whether any weight of a smooth query can be suspect, p being at most one. */
+static inline int may_be_suspect(const ff_points *points, const treatment *b, double largest) {
+    return fabs(largest) + 2.0 * b->square * points->largest_square > b->suspect;
+}
+#endif
+
+/* u below is the unit roundoff of the compute type. */
+static treatment NAME_ST(settle)(const ff_job *job, int64_t query, const double *e) {
+    const ff_points *points = job->points;
+    const double size = (double)points->size;
+    const double u = sizeof(FF_TT) == 4 ? 0x1p-24 : 0x1p-53;
+    const coefficients c = coefficients_of(points, job->queries, query);
+    const double largest = sqrt(points->largest_square), inverse = 2.0 * c.precision;
+    double norm = 0.0;
+    for (int64_t k = 0; k < points->size; k++) norm += e[k] * e[k];
+    norm = sqrt(norm);
+    treatment b = {.beta = c.beta, .precision = c.precision};
+
+    /* The dot product of `size` terms is off by at most (size + 4) u |q| |mu'|, including the rounding of q and mu'.
+       Beyond a quarter the weights are not to be trusted to the compute type. And where the signal-to-noise ratio of a
+       single dimension, beta |mu'| / sqrt(D size), is large, a sum of p mu' in the compute type loses digits against e
+       in the residual e - beta mean: some ten roundings of it must stay below the accuracy asked for. */
+    const double error = (size + 4.0) * u * c.beta * inverse * norm * largest;
+    const double ratio = c.beta * sqrt(inverse * points->mean_square / size);
+    const double ratio_limit = sizeof(FF_TT) == 4 ? 8.0 : 500.0;
+    b.sharp = error > 0.25 || ratio > ratio_limit;
+    if (!b.sharp) {
+        b.scale = 1.0;
+        b.base = -c.precision * norm * norm;
+        b.square = 0.5 * c.beta * c.beta * inverse;
+        /* The rounding of a that is seen is about u/4 of its terms (blocked sums of random roundings); a weight may be
+           off by the tolerance below. */
+        const double tolerance = sizeof(FF_TT) == 4 ? 2e-6 : 5e-14;
+        b.suspect = tolerance / (0.25 * u);
+    } else {
+        b.scale = c.beta * c.beta * inverse;
+        b.square = 0.5;
+        const double bound = u * ((size + 4.0) * norm / c.beta * largest + 2.0 * points->largest_square);
+        const double dropped = log((double)points->count) + (sizeof(FF_TT) == 4 ? 18.0 : 38.0);
+        b.window = 2.0 * bound + dropped / b.scale;
+    }
+    return b;
+}

@@ -1,0 +1,1308 @@
+"""The numba backend: tiles, online log-sum-exp and threads, compiled when first called.
+
+What is computed. With the data's centre `c`, `mu' = mu - c` and `e = x - alpha m_i - beta c` (float64, the rounding
+errors of its products put back), the residual of point j is `r_j = e - beta mu'_j` and its logit, short of the
+constants that are added at the end, is `log C_j - |r_j|^2 / (2 D)`. A shift of the data therefore costs no digits.
+
+How the work is cut. The points are cut into at most `GROUPS` groups and each group into chunks, by N and D alone. A
+task is a group for some of the queries: it goes through its chunks in order and keeps per query the reference m, the
+sums `Z = sum p`, `sum p (l - m)`, `sum p^2` and `S = sum p mu'`, with `p = exp(l - m)`, rescaled whenever a chunk
+raises m. Groups are then folded in their order. Which thread ran which task, and which queries share a task, enter
+nowhere, so a result is bitwise the same for every number of threads and every split of a batch.
+
+Three kernels, chosen by D and the number of queries:
+
+- `columns`, D <= SMALL_SIZE: float64 residuals, points side by side in the lanes of a transposed chunk.
+- `rows`, up to SMALL_BATCH queries of any larger D: float64 residuals row by row. Bound by memory bandwidth: a chunk
+  is small enough to stay in cache between the pass for the logits and the pass for the means.
+- `tiles`, everything else: two register-blocked matrix products per chunk in the compute dtype T (float32 if data
+  and queries are, else float64). Logits come from the expanded square, `a = q.mu' - h |mu'|^2 + log C` with
+  `q = (beta / D) e` and `h = beta^2 / (2 D)`; the means from `sum p mu'`, in T within a chunk and float64 beyond.
+
+Exactness on demand in `tiles`. The expanded square cancels as t -> 1. A query is *sharp* if the rounding error of its
+logits can exceed SHARP_ERROR or if its mean must keep more digits than T has. For a sharp query the product only
+screens: every point within the rigorous rounding bound of the best is recomputed from its float64 residual and summed
+in float64. For the others, *smooth*, only those pairs are recomputed whose own rounding error shows in the result.
+
+Far from the data, `|e| > 2 beta max|mu'|`, it is the residuals that cancel, in the differences of their squares.
+There the exact logit is `-|r|^2 / (2 D) + |e|^2 / (2 D)` by the expansion `beta mu'.(beta mu' - 2 e)` in float64.
+
+Threads are Python's own; the compiled code releases the GIL. Unlike numba's threading layers this pool may be
+used by several callers at once and after a fork, and takes any number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic, overload
+
+from ..moments import Moments
+from . import Backend, Points, usable_cores
+
+# --- sizes -----------------------------------------------------------------------------------------------------------
+
+SMALL_SIZE = 16  # D up to which `columns` serves every batch
+SMALL_BATCH = 1  # batches up to which `rows` serves D > SMALL_SIZE; the tiles of `tiles` hold ROWS queries at least
+GROUPS = 32  # tasks per block of queries: enough to keep the threads of a large machine even
+COLUMN_CHUNK = 512  # points of a chunk of `columns`: 8 kB per dimension in float64
+ROW_CHUNK_BYTES = 1 << 16  # of one chunk of `rows`: stays in a core's second cache level between the two passes
+CHUNK = 256  # points of a chunk of `tiles`
+PANEL_BYTES = 512  # bytes of one point in a tile: with CHUNK points 128 kB, and short float32 sums
+STATE_BYTES = 24 << 20  # of the partial sums that are held at a time
+SERIAL_WORK = 200_000  # pairs times (D + EXP_WORK) below which waking a thread costs more than it saves
+EXP_WORK = 16  # cost of one exponential, in multiplications
+
+# --- accuracy --------------------------------------------------------------------------------------------------------
+
+SHARP_ERROR = 0.25  # bound on the error of a logit beyond which a query is sharp
+SHARP_RATIO = {4: 25.0, 8: 1400.0}  # by bytes of T: beta |mu'| over sqrt(D d) up to which sums of mu' in T suffice
+PAIR_ERROR = {4: 4e-6, 8: 1e-13}  # by bytes of T: error of the weighted sums that one pair may cause
+TYPICAL_ERROR = 0.25  # of a dot product, in units of its roundoff u times its size
+NEGLIGIBLE = {4: 18.0, 8: 38.0}  # by bytes of T: weights below exp(-this) / N of the largest are dropped
+LOWEST = -1e307  # stands for log 0 in references: finite, so that differences are not NaN
+NARROW_RANGE = 1e-12, 1e18  # largest |mu'| between which squares stay well inside float32
+
+_SPLIT = 134217729.0  # 2^27 + 1 cuts a float64 into halves of 26 bits, whose products are exact
+_SUM = {"reassoc", "contract", "nsz"}  # what a vectorised sum needs; NaN and infinity keep their meaning
+
+
+def _vector_bytes() -> int:
+    """Bytes of the widest vector registers that numba compiles for."""
+    features = cpu_target.target_context.codegen().magic_tuple()[2]
+    if "+avx512f" in features:
+        return 64
+    return 32 if "+avx," in features + "," else 16
+
+
+VECTOR_BYTES = _vector_bytes()
+ROWS = 8 if VECTOR_BYTES == 64 else 4  # queries of a register block: with two vectors each, 16 or 8 accumulators
+
+
+def _jit(**options):
+    """`numba.njit` without the GIL, cached on disk where there is a place for it."""
+
+    def decorate(function):
+        settings = {"nogil": True, "error_model": "numpy", **options}
+        try:
+            return numba.njit(cache=True, **settings)(function)
+        except RuntimeError:  # no directory to write the cache into
+            return numba.njit(**settings)(function)
+
+    return decorate
+
+
+# --- vector code that loops would not give reliably ------------------------------------------------------------------
+
+
+def _pointer(context, builder, kind, array):
+    return context.make_array(kind)(context, builder, array).data
+
+
+def _vector_at(builder, pointer, offset, vector):
+    return builder.bitcast(builder.gep(pointer, [offset]), vector.as_pointer())
+
+
+def _splat(builder, vector, value):
+    lane = ir.Constant(ir.IntType(32), 0)
+    one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, lane)
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), [0] * vector.count)
+    return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), zeros)
+
+
+def _multiply_add(builder, a, b, c):
+    """`a b + c`, fused where the machine can."""
+    return builder.fadd(builder.fmul(a, b, flags=("contract",)), c, flags=("contract",))
+
+
+def _zero_accumulators(builder, vector):
+    """ROWS x 2 vectors, in registers once LLVM has promoted them."""
+    slots = [[cgutils.alloca_once(builder, vector) for _ in range(2)] for _ in range(ROWS)]
+    for slot in (slot for row in slots for slot in row):
+        builder.store(ir.Constant(vector, [0.0] * vector.count), slot)
+    return slots
+
+
+def _accumulate(builder, slots, pointer, row_offset, pair):
+    """Add `scalar[row] * pair` to every row's two accumulators; the row's scalar lies at `row_offset(row)`."""
+    for row, slot_pair in enumerate(slots):
+        scalar = builder.load(builder.gep(pointer, [row_offset(row)]))
+        scalar = _splat(builder, pair[0].type, scalar)
+        for slot, vector in zip(slot_pair, pair, strict=True):
+            builder.store(_multiply_add(builder, scalar, vector, builder.load(slot)), slot)
+
+
+def _lanes(dtype) -> int:
+    return VECTOR_BYTES // (dtype.bitwidth // 8)
+
+
+@intrinsic
+def _lane_count(typing_context, array):
+    """Elements of the array's dtype in a vector register, as a constant."""
+
+    def generate(context, builder, signature, arguments):
+        return context.get_constant(types.intp, _lanes(array.dtype))
+
+    return types.intp(array), generate
+
+
+@intrinsic
+def _larger(typing_context, a, b):
+    """The larger of two numbers, neither NaN. Unlike `max` it says so on every instruction, so that loops vectorise."""
+
+    def generate(context, builder, signature, arguments):
+        flags = ("nnan", "nsz")
+        return builder.select(builder.fcmp_ordered(">", *arguments, flags=flags), *arguments, flags=flags)
+
+    return (a(a, b), generate) if a == b else None
+
+
+@intrinsic
+def _power_of_two(typing_context, shifted):
+    """`2^n` for the n that was left in the low bits of `shifted` by adding 1.5 * 2^(bits of the significand)."""
+
+    def generate(context, builder, signature, arguments):
+        bits, significand, bias = (32, 23, 127) if shifted.bitwidth == 32 else (64, 52, 1023)
+        integer = ir.IntType(bits)
+        exponent = builder.shl(builder.bitcast(arguments[0], integer), ir.Constant(integer, significand))
+        exponent = builder.add(exponent, ir.Constant(integer, bias << significand))
+        return builder.bitcast(exponent, context.get_value_type(shifted))
+
+    return shifted(shifted), generate
+
+
+@intrinsic
+def _transpose_block(typing_context, out, out_at, out_stride, source, source_at, source_stride):
+    """Transpose a square of as many rows as a vector has lanes: log2 rounds of interleaving rows i and i + half."""
+
+    def generate(context, builder, signature, arguments):
+        _, out_at, out_stride, _, source_at, source_stride = arguments
+        to = _pointer(context, builder, out, arguments[0])
+        origin = _pointer(context, builder, source, arguments[3])
+        lanes, size = _lanes(out.dtype), out.dtype.bitwidth // 8
+        vector = ir.VectorType(context.get_value_type(out.dtype), lanes)
+
+        def offset(start, stride, row):
+            return builder.add(start, builder.mul(stride, ir.Constant(stride.type, row)))
+
+        rows = [
+            builder.load(_vector_at(builder, origin, offset(source_at, source_stride, i), vector), align=size)
+            for i in range(lanes)
+        ]
+        mask = ir.VectorType(ir.IntType(32), lanes)
+        order = [lane for i in range(lanes) for lane in (i, i + lanes)]
+        low, high = (ir.Constant(mask, order[part : part + lanes]) for part in (0, lanes))
+        for _ in range(lanes.bit_length() - 1):
+            pairs = [(rows[i], rows[i + lanes // 2]) for i in range(lanes // 2)]
+            rows = [builder.shuffle_vector(*pair, half) for pair in pairs for half in (low, high)]
+        for i, row in enumerate(rows):
+            builder.store(row, _vector_at(builder, to, offset(out_at, out_stride, i), vector), align=size)
+        return context.get_dummy_value()
+
+    integers = types.intp
+    return types.void(out, integers, integers, source, integers, integers), generate
+
+
+@intrinsic
+def _dot_block(typing_context, out, out_at, queries, queries_at, points, points_at, count, fresh):
+    """Dot products of ROWS queries with two vectors of points over `count` columns.
+
+    `queries` lie as [column][ROWS], `points` as [column][2 vectors], `out` as [row][CHUNK]; `fresh` overwrites,
+    otherwise the sums are added. Every product is its own sequence of multiply-adds, wherever it lies in the block.
+    """
+
+    def generate(context, builder, signature, arguments):
+        _, out_at, _, queries_at, _, points_at, count, fresh = arguments
+        to = _pointer(context, builder, out, arguments[0])
+        query = _pointer(context, builder, queries, arguments[2])
+        point = _pointer(context, builder, points, arguments[4])
+        lanes, size = _lanes(out.dtype), out.dtype.bitwidth // 8
+        vector = ir.VectorType(context.get_value_type(out.dtype), lanes)
+        integer = out_at.type
+
+        def plus(a, b):
+            return builder.add(a, b if isinstance(b, ir.Value) else ir.Constant(integer, b))
+
+        slots = _zero_accumulators(builder, vector)
+        with cgutils.for_range(builder, count) as loop:
+            at = plus(points_at, builder.mul(loop.index, ir.Constant(integer, 2 * lanes)))
+            pair = [builder.load(_vector_at(builder, point, plus(at, v * lanes), vector), align=size) for v in range(2)]
+            first = plus(queries_at, builder.mul(loop.index, ir.Constant(integer, ROWS)))
+            _accumulate(builder, slots, query, lambda row: plus(first, row), pair)
+        zero = ir.Constant(vector, [0.0] * lanes)
+        for row, slot_pair in enumerate(slots):
+            for v, slot in enumerate(slot_pair):
+                place = _vector_at(builder, to, plus(out_at, row * CHUNK + v * lanes), vector)
+                before = builder.select(fresh, zero, builder.load(place, align=size))
+                builder.store(builder.fadd(before, builder.load(slot)), place, align=size)
+        return context.get_dummy_value()
+
+    integers = types.intp
+    arguments = (out, integers, queries, integers, points, integers, integers, types.boolean)
+    return types.void(*arguments), generate
+
+
+@intrinsic
+def _weighted_block(
+    typing_context, out, out_at, out_stride, weights, weights_at, points, points_at, count, keep, gain, row_at
+):
+    """`out = keep out + gain sum_j weights_j points_j` for ROWS queries and two vectors of columns.
+
+    `weights` lie as [row][CHUNK], `points` as [point][panel]; the sum is in their dtype, `out` is float64.
+    """
+
+    def generate(context, builder, signature, arguments):
+        _, out_at, out_stride, _, weights_at, _, points_at, count, _, _, row_at = arguments
+        to, weight, point, keeps, gains = (
+            _pointer(context, builder, kind, arguments[i])
+            for i, kind in ((0, out), (3, weights), (5, points), (8, keep), (9, gain))
+        )
+        lanes, size = _lanes(points.dtype), points.dtype.bitwidth // 8
+        vector = ir.VectorType(context.get_value_type(points.dtype), lanes)
+        wide = ir.VectorType(ir.DoubleType(), lanes)
+        integer = out_at.type
+
+        def plus(a, b):
+            return builder.add(a, b if isinstance(b, ir.Value) else ir.Constant(integer, b))
+
+        slots = _zero_accumulators(builder, vector)
+        with cgutils.for_range(builder, count) as loop:
+            at = plus(points_at, builder.mul(loop.index, ir.Constant(integer, PANEL_BYTES // size)))
+            pair = [builder.load(_vector_at(builder, point, plus(at, v * lanes), vector), align=size) for v in range(2)]
+            first = plus(weights_at, loop.index)
+            _accumulate(builder, slots, weight, lambda row: plus(first, row * CHUNK), pair)
+        for row, slot_pair in enumerate(slots):
+            here = plus(row_at, row)
+            kept, gained = (_splat(builder, wide, builder.load(builder.gep(p, [here]))) for p in (keeps, gains))
+            start = plus(out_at, builder.mul(out_stride, ir.Constant(integer, row)))
+            for v, slot in enumerate(slot_pair):
+                place = _vector_at(builder, to, plus(start, v * lanes), wide)
+                total = builder.load(slot) if size == 8 else builder.fpext(builder.load(slot), wide)
+                before = builder.fmul(kept, builder.load(place, align=8))
+                builder.store(_multiply_add(builder, gained, total, before), place, align=8)
+        return context.get_dummy_value()
+
+    integers = types.intp
+    places = (out, integers, integers, weights, integers, points, integers, integers, keep, gain, integers)
+    return types.void(*places), generate
+
+
+# --- the exponential -------------------------------------------------------------------------------------------------
+
+
+def _exponential(kind, lowest, shift, high, low, terms):
+    """`exp(x)` for x of moderate size above zero, 0 below `lowest`: plain arithmetic, so that loops vectorise.
+
+    x = n log 2 + r, with n left in the low bits of a shifted sum and log 2 as a short `high` part, whose multiples
+    are exact, and a `low` part; `exp(r)`, |r| <= 0.35, by its series.
+    """
+    lowest, shift, inverse, high, low = (kind(v) for v in (lowest, shift, 1.0 / math.log(2.0), high, low))
+    series = tuple(kind(1.0 / math.factorial(k)) for k in range(terms, -1, -1))
+    return lowest, shift, inverse, high, low, series
+
+
+_LOWEST32, _SHIFT32, _INVERSE32, _HIGH32, _LOW32, _SERIES32 = _exponential(
+    np.float32, -87.0, 1.5 * 2.0**23, 0.693359375, -2.12194440e-4, 7
+)
+_LOWEST64, _SHIFT64, _INVERSE64, _HIGH64, _LOW64, _SERIES64 = _exponential(
+    np.float64, -708.0, 1.5 * 2.0**52, 6.93147180369123816490e-01, 1.90821492927058770002e-10, 13
+)
+
+
+def _exp(x):
+    raise NotImplementedError("compiled code only")
+
+
+@overload(_exp, jit_options={"fastmath": {"contract"}, "forceinline": True})
+def _exp_by_dtype(x):
+    if x == types.float32:
+
+        def exp32(x):
+            bounded = x if x > _LOWEST32 else _LOWEST32
+            shifted = bounded * _INVERSE32 + _SHIFT32
+            n = shifted - _SHIFT32
+            r = (bounded - n * _HIGH32) - n * _LOW32
+            value = _SERIES32[0]
+            for k in range(1, 8):
+                value = value * r + _SERIES32[k]
+            value *= _power_of_two(shifted)
+            return value if x > _LOWEST32 else np.float32(0.0)
+
+        return exp32
+
+    def exp64(x):
+        bounded = x if x > _LOWEST64 else _LOWEST64
+        shifted = bounded * _INVERSE64 + _SHIFT64
+        n = shifted - _SHIFT64
+        r = (bounded - n * _HIGH64) - n * _LOW64
+        value = _SERIES64[0]
+        for k in range(1, 14):
+            value = value * r + _SERIES64[k]
+        value *= _power_of_two(shifted)
+        return value if x > _LOWEST64 else 0.0
+
+    return exp64
+
+
+# --- queries and data, once ------------------------------------------------------------------------------------------
+
+
+@_jit(inline="never")
+def _product_error(a, b, product):
+    """`a b - product` exactly (Dekker's two-product on Veltkamp's split); no fast-math flag may touch this."""
+    a_high = _SPLIT * a
+    a_high = a_high - (a_high - a)
+    b_high = _SPLIT * b
+    b_high = b_high - (b_high - b)
+    a_low, b_low = a - a_high, b - b_high
+    return ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
+
+
+@_jit()
+def _centre_queries(x, alpha, beta, source_mean, centre, e, squares):
+    """`e = x - alpha m_i - beta c` with the errors of both products put back, and `|e|^2`."""
+    for b in range(x.shape[0]):
+        total = 0.0
+        for k in range(x.shape[1]):
+            shift = beta[b] * centre[k]
+            error = _product_error(beta[b], centre[k], shift)
+            value = np.float64(x[b, k])
+            if source_mean.size:
+                mean = alpha[b] * source_mean[k]
+                error += _product_error(alpha[b], source_mean[k], mean)
+                value -= mean
+            value = (value - shift) - error
+            e[b, k] = value
+            total += value * value
+        squares[b] = total
+
+
+@_jit(fastmath=_SUM)
+def _sum_points(data, start, stop, total):
+    """Sum of the points start..stop-1, relative to the first of them all: a mean that a shift does not harm."""
+    first = data[0]
+    for j in range(start, stop):
+        row = data[j]
+        for k in range(total.size):
+            total[k] += np.float64(row[k]) - np.float64(first[k])
+
+
+@_jit(fastmath=_SUM)
+def _point_squares(data, centre, start, stop, squares):
+    """`|mu'|^2` of the points start..stop-1."""
+    for j in range(start, stop):
+        row = data[j]
+        total = 0.0
+        for k in range(centre.size):
+            offset = np.float64(row[k]) - centre[k]
+            total += offset * offset
+        squares[j] = total
+
+
+# --- one query and one chunk -----------------------------------------------------------------------------------------
+
+# A query's state is (reference m, Z, sum p (l - m), sum p^2). References and logits leave out what is constant over
+# the points: -log N, -(D/2) log variance and, far from the data, -|e|^2 / (2 variance).
+
+
+@_jit()
+def _clear(states, sums, first, last):
+    for b in range(first, last):
+        states[b, 0] = LOWEST
+        states[b, 1:] = 0.0
+        sums[b, :] = 0.0
+
+
+@_jit()
+def _move_reference(state, reference):
+    """Express the state by a reference that is no smaller; returns the factor of its weights."""
+    if reference == state[0]:
+        return 1.0
+    factor = _exp(state[0] - reference)
+    if factor > 0.0:
+        state[2] = factor * (state[2] + state[1] * (state[0] - reference))
+    else:
+        state[2] = 0.0
+    state[0] = reference
+    state[1] *= factor
+    state[3] *= factor * factor
+    return factor
+
+
+@_jit()
+def _raise_reference(state, row, reference, mean):
+    """`_move_reference` with the sum of points along."""
+    factor = _move_reference(state, reference)
+    if mean and factor != 1.0:
+        for k in range(row.size):
+            row[k] *= factor
+
+
+@_jit(fastmath=_SUM)
+def _row_square(row, centre, e, beta):
+    """`|e - beta mu'|^2`."""
+    total = 0.0
+    for k in range(centre.size):
+        residual = e[k] - beta * (np.float64(row[k]) - centre[k])
+        total += residual * residual
+    return total
+
+
+@_jit(fastmath=_SUM)
+def _row_expanded(row, centre, e, beta):
+    """`|e - beta mu'|^2 - |e|^2` by expansion: the better form far from the data."""
+    total = 0.0
+    for k in range(centre.size):
+        moved = beta * (np.float64(row[k]) - centre[k])
+        total += moved * (moved - 2.0 * e[k])
+    return total
+
+
+@_jit(fastmath={"contract"})
+def _scale_to_logits(logits, count, half, log_mass, start):
+    """Squares to logits, in place; returns the largest."""
+    best = -np.inf
+    if log_mass.size:
+        masses = log_mass[start : start + count]
+        for j in range(count):
+            logit = masses[j] - half * logits[j]
+            logits[j] = logit
+            best = _larger(best, logit)
+    else:
+        for j in range(count):
+            logit = -half * logits[j]
+            logits[j] = logit
+            best = _larger(best, logit)
+    return best
+
+
+@_jit(fastmath=_SUM)
+def _weigh(logits, weights, count, reference, state, spread):
+    """Weights of a chunk relative to the reference, and their sums into the state."""
+    total = 0.0
+    if spread:
+        slope = 0.0
+        collision = 0.0
+        for j in range(count):
+            difference = logits[j] - reference
+            weight = _exp(difference)
+            weights[j] = weight
+            total += weight
+            slope += weight * difference
+            collision += weight * weight
+        state[2] += slope
+        state[3] += collision
+    else:
+        for j in range(count):
+            weight = _exp(logits[j] - reference)
+            weights[j] = weight
+            total += weight
+    state[1] += total
+
+
+# --- columns ---------------------------------------------------------------------------------------------------------
+
+
+@_jit()
+def _fill_columns(data, centre, start, count, columns):
+    for k in range(centre.size):
+        column = columns[k]
+        for j in range(count):
+            column[j] = np.float64(data[start + j, k]) - centre[k]
+
+
+@_jit(fastmath=_SUM)
+def _column_squares(columns, count, e, beta, far, squares):
+    """`|e - beta mu'|^2` of a chunk, or without `|e|^2` for a far query."""
+    for k in range(e.size):
+        column = columns[k]
+        value = e[k]
+        if far:
+            if k == 0:
+                for j in range(count):
+                    moved = beta * column[j]
+                    squares[j] = moved * (moved - 2.0 * value)
+            else:
+                for j in range(count):
+                    moved = beta * column[j]
+                    squares[j] += moved * (moved - 2.0 * value)
+        elif k == 0:
+            for j in range(count):
+                residual = value - beta * column[j]
+                squares[j] = residual * residual
+        else:
+            for j in range(count):
+                residual = value - beta * column[j]
+                squares[j] += residual * residual
+
+
+@_jit(fastmath=_SUM)
+def _add_columns(columns, count, weights, row):
+    """`row += sum_j weights_j mu'_j`."""
+    for k in range(columns.shape[0]):
+        column = columns[k]
+        total = 0.0
+        for j in range(count):
+            total += weights[j] * column[j]
+        row[k] += total
+
+
+@_jit()
+def _columns_task(data, centre, log_mass, group_points, e, beta, half, far, group, last_group, base, first, last,
+                  columns, logits, weights, states, sums, mean, spread):
+    """Groups group..last_group-1 for the queries first..last-1."""
+    while group < last_group:
+        state, row = states[group - base], sums[group - base]
+        _clear(state, row, first, last)
+        stop = min(data.shape[0], (group + 1) * group_points)
+        for start in range(group * group_points, stop, COLUMN_CHUNK):
+            count = min(COLUMN_CHUNK, stop - start)
+            _fill_columns(data, centre, start, count, columns)
+            for b in range(first, last):
+                _column_squares(columns, count, e[b], beta[b], far[b], logits)
+                best = _scale_to_logits(logits, count, half[b], log_mass, start)
+                _raise_reference(state[b], row[b], max(best, state[b, 0]), mean)
+                _weigh(logits, weights, count, state[b, 0], state[b], spread)
+                if mean:
+                    _add_columns(columns, count, weights, row[b])
+        group += 1
+
+
+@_jit()
+def _columns_logits(data, centre, log_mass, e, beta, half, far, start, stop, columns, out, out_at):
+    """Logits of the points start..stop-1, into the columns from `out_at` on."""
+    for chunk in range(start, stop, COLUMN_CHUNK):
+        count = min(COLUMN_CHUNK, stop - chunk)
+        _fill_columns(data, centre, chunk, count, columns)
+        for b in range(e.shape[0]):
+            logits = out[b, out_at : out_at + count]
+            _column_squares(columns, count, e[b], beta[b], far[b], logits)
+            _scale_to_logits(logits, count, half[b], log_mass, chunk)
+        out_at += count
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+@_jit(fastmath=_SUM)
+def _four_row_squares(a, b, c, d, centre, e, beta, squares):
+    """`_row_square` of four points, which share the reading of `centre` and `e`."""
+    sa = sb = sc = sd = 0.0
+    for k in range(centre.size):
+        middle, value = centre[k], e[k]
+        ra = value - beta * (np.float64(a[k]) - middle)
+        rb = value - beta * (np.float64(b[k]) - middle)
+        rc = value - beta * (np.float64(c[k]) - middle)
+        rd = value - beta * (np.float64(d[k]) - middle)
+        sa += ra * ra
+        sb += rb * rb
+        sc += rc * rc
+        sd += rd * rd
+    squares[0], squares[1], squares[2], squares[3] = sa, sb, sc, sd
+
+
+@_jit()
+def _row_squares(data, centre, start, count, e, beta, far, squares):
+    """`|e - beta mu'|^2` of a chunk, or without `|e|^2` for a far query."""
+    if far:
+        for j in range(count):
+            squares[j] = _row_expanded(data[start + j], centre, e, beta)
+        return
+    whole = count - count % 4
+    for j in range(0, whole, 4):
+        i = start + j
+        _four_row_squares(data[i], data[i + 1], data[i + 2], data[i + 3], centre, e, beta, squares[j : j + 4])
+    for j in range(whole, count):
+        squares[j] = _row_square(data[start + j], centre, e, beta)
+
+
+@_jit(fastmath={"contract"})
+def _add_row(data_row, centre, weight, row):
+    """`row += weight mu'`."""
+    for k in range(centre.size):
+        row[k] += weight * (np.float64(data_row[k]) - centre[k])
+
+
+@_jit(fastmath={"contract"})
+def _add_four_rows(a, b, c, d, centre, wa, wb, wc, wd, row):
+    for k in range(centre.size):
+        middle = centre[k]
+        total = row[k]
+        total += wa * (np.float64(a[k]) - middle)
+        total += wb * (np.float64(b[k]) - middle)
+        total += wc * (np.float64(c[k]) - middle)
+        total += wd * (np.float64(d[k]) - middle)
+        row[k] = total
+
+
+@_jit()
+def _add_rows(data, centre, start, count, weights, row):
+    """`row += sum_j weights_j mu'_j`, four points at a time so that `row` is read and written less often."""
+    whole = count - count % 4
+    for j in range(0, whole, 4):
+        wa, wb, wc, wd = weights[j], weights[j + 1], weights[j + 2], weights[j + 3]
+        if wa + wb + wc + wd > 0.0:
+            i = start + j
+            _add_four_rows(data[i], data[i + 1], data[i + 2], data[i + 3], centre, wa, wb, wc, wd, row)
+    for j in range(whole, count):
+        if weights[j] > 0.0:
+            _add_row(data[start + j], centre, weights[j], row)
+
+
+@_jit()
+def _rows_task(data, centre, log_mass, group_points, chunk, e, beta, half, far, group, last_group, base, first, last,
+               logits, weights, states, sums, mean, spread):
+    """Groups group..last_group-1 for the queries first..last-1."""
+    while group < last_group:
+        state, row = states[group - base], sums[group - base]
+        _clear(state, row, first, last)
+        stop = min(data.shape[0], (group + 1) * group_points)
+        for start in range(group * group_points, stop, chunk):
+            count = min(chunk, stop - start)
+            for b in range(first, last):
+                _row_squares(data, centre, start, count, e[b], beta[b], far[b], logits)
+                best = _scale_to_logits(logits, count, half[b], log_mass, start)
+                _raise_reference(state[b], row[b], max(best, state[b, 0]), mean)
+                _weigh(logits, weights, count, state[b, 0], state[b], spread)
+                if mean:
+                    _add_rows(data, centre, start, count, weights, row[b])
+        group += 1
+
+
+@_jit()
+def _rows_logits(data, centre, log_mass, chunk, e, beta, half, far, start, stop, out, out_at):
+    """Logits of the points start..stop-1, into the columns from `out_at` on."""
+    for begin in range(start, stop, chunk):
+        count = min(chunk, stop - begin)
+        for b in range(e.shape[0]):
+            logits = out[b, out_at : out_at + count]
+            _row_squares(data, centre, begin, count, e[b], beta[b], far[b], logits)
+            _scale_to_logits(logits, count, half[b], log_mass, begin)
+        out_at += count
+
+
+# --- tiles -----------------------------------------------------------------------------------------------------------
+
+
+@_jit()
+def _pack_queries(e, factor, packed):
+    """`factor e` rounded to T, as [block of ROWS queries][column][row], zero where there is no query or column."""
+    packed[:] = 0
+    for b in range(e.shape[0]):
+        block, row = b // ROWS, b % ROWS
+        for k in range(e.shape[1]):
+            packed[block, k, row] = factor[b] * e[b, k]
+
+
+@_jit()
+def _fill_tile(data, centre, start, count, rows, first_column, width, tile):
+    """`mu'` of a panel of columns, [point][column], padded with zeros to `rows` points and `width` columns."""
+    used = min(width, centre.size - first_column)
+    middle = centre[first_column : first_column + used]
+    for j in range(count):
+        out = tile[j]
+        source = data[start + j, first_column : first_column + used]
+        for k in range(used):
+            out[k] = source[k] - middle[k]
+        out[used:width] = 0
+    for j in range(count, rows):
+        tile[j, :width] = 0
+
+
+@_jit()
+def _screen_chunk(data, centre, start, count, tile, turned, packed, first, last, logits):
+    """`q . mu'` of the queries first..last-1 with a chunk; leaves the last panel of columns in `tile`."""
+    lanes = _lane_count(tile)
+    pair = 2 * lanes
+    columns = packed.shape[1]
+    panel = tile.shape[1]
+    rows = (count + pair - 1) // pair * pair
+    for column in range(0, columns, panel):
+        width = min(panel, columns - column)
+        _fill_tile(data, centre, start, count, rows, column, width, tile)
+        for j in range(0, rows, lanes):
+            for k in range(0, width, lanes):
+                place = (j // pair * panel + k) * pair + j % pair
+                _transpose_block(turned, place, pair, tile, j * panel + k, panel)
+        for block in range(rows // pair):
+            for b in range(first, last, ROWS):
+                _dot_block(
+                    logits, (b - first) * CHUNK + block * pair, packed, (b // ROWS * columns + column) * ROWS,
+                    turned, block * panel * pair, width, column == 0,
+                )
+
+
+@_jit(fastmath={"contract"})
+def _finish_logits(logits, count, half_square, squares, log_mass, mass_factor):
+    """Products to logits `a - h |mu'|^2 + g log C`, in place; returns the largest."""
+    best = logits.dtype.type(-np.inf)
+    if log_mass.size:
+        for j in range(count):
+            logit = (logits[j] - half_square * squares[j]) + mass_factor * log_mass[j]
+            logits[j] = logit
+            best = _larger(best, logit)
+    else:
+        for j in range(count):
+            logit = logits[j] - half_square * squares[j]
+            logits[j] = logit
+            best = _larger(best, logit)
+    return best
+
+
+@_jit(fastmath={"contract"})
+def _smooth_weights(logits, weights, count, best, square_factor, squares):
+    """Logits become differences to the largest; returns the largest weight times size of what it was made from."""
+    worst = logits.dtype.type(0.0)
+    for j in range(count):
+        difference = logits[j] - best
+        weight = _exp(difference)
+        size = abs(logits[j]) + square_factor * squares[j]
+        logits[j] = difference
+        weights[j] = weight
+        worst = _larger(worst, weight * size)
+    return worst
+
+
+@_jit(fastmath=_SUM)
+def _sum_weights(weights, differences, count, spread):
+    """`sum p`, `sum p (l - m)`, `sum p^2` in float64."""
+    total = 0.0
+    slope = 0.0
+    collision = 0.0
+    if spread:
+        for j in range(count):
+            weight = np.float64(weights[j])
+            total += weight
+            slope += weight * np.float64(differences[j])
+            collision += weight * weight
+    else:
+        for j in range(count):
+            total += np.float64(weights[j])
+    return total, slope, collision
+
+
+@_jit()
+def _exact_logit(data, centre, log_mass, j, e, beta, half, far):
+    square = _row_expanded(data[j], centre, e, beta) if far else _row_square(data[j], centre, e, beta)
+    return (log_mass[j] if log_mass.size else 0.0) - half * square
+
+
+@_jit()
+def _smooth_query(data, centre, log_mass, start, count, e, beta, half, far, logits, weights, best, square_factor,
+                  squares, base, pair_limit, cut, state, spread):
+    """Weights of a chunk for a smooth query; returns the factors of the sums so far and of the chunk's."""
+    reference = np.float64(best) + base
+    if reference < state[0] - cut:
+        return 1.0, 0.0
+    keep = _move_reference(state, max(reference, state[0]))
+    gain = _exp(reference - state[0])
+    worst = _smooth_weights(logits, weights, count, best, square_factor, squares)
+    if not gain * worst <= pair_limit:
+        for j in range(count):
+            size = abs(np.float64(logits[j]) + np.float64(best)) + square_factor * squares[j]
+            if not gain * weights[j] * size <= pair_limit:
+                logit = _exact_logit(data, centre, log_mass, start + j, e, beta, half, far)
+                logits[j] = logit - reference
+                weights[j] = _exp(logit - reference)
+    total, slope, collision = _sum_weights(weights, logits, count, spread)
+    state[1] += gain * total
+    if spread:
+        state[2] += gain * (slope + total * (reference - state[0]))
+        state[3] += gain * gain * collision
+    return keep, gain
+
+
+@_jit()
+def _sharp_query(data, centre, log_mass, start, count, e, beta, half, far, logits, floor, cut, state, row, exact,
+                 chosen, mean):
+    """A chunk for a sharp query: every point screened at or above `floor` exactly, in float64 throughout."""
+    found = 0
+    best = LOWEST
+    for j in range(count):
+        if not logits[j] < floor:
+            exact[found] = _exact_logit(data, centre, log_mass, start + j, e, beta, half, far)
+            chosen[found] = start + j
+            best = max(best, exact[found])
+            found += 1
+    if best < state[0] - cut:
+        return
+    _raise_reference(state, row, max(best, state[0]), mean)
+    for i in range(found):
+        difference = exact[i] - state[0]
+        if difference >= -cut:
+            weight = _exp(difference)
+            state[1] += weight
+            state[2] += weight * difference
+            state[3] += weight * weight
+            if mean:
+                _add_row(data[chosen[i]], centre, weight, row)
+
+
+@_jit()
+def _add_tile(data, centre, start, count, tile, weights, keep, gain, first, last, sums):
+    """`sums = keep sums + gain sum_j weights_j mu'_j` for the queries first..last-1, where any gain is not zero."""
+    lanes = _lane_count(tile)
+    panel = tile.shape[1]
+    columns = sums.shape[1]
+    for column in range(0, columns, panel):
+        width = min(panel, columns - column)
+        if columns > panel:  # a single panel is still there from the screening
+            _fill_tile(data, centre, start, count, count, column, width, tile)
+        for k in range(0, width, 2 * lanes):
+            for b in range(first, last, ROWS):
+                row = b - first
+                if gain[row : row + ROWS].any():
+                    _weighted_block(
+                        sums, b * columns + column + k, columns, weights, row * CHUNK, tile, k, count, keep, gain, row
+                    )
+
+
+@_jit()
+def _tiles_task(data, centre, narrow_centre, log_mass, narrow_mass, squares, group_points, e, beta, half, far, packed,
+                half_square, mass_factor, window, base, pair_limit, cut, group, first_slot, first, last, count_queries,
+                tile, turned, logits, weights, keep, gain, exact, chosen, states, sums, mean, spread):
+    """One group for the queries first..last-1, whole blocks of ROWS, of which `count_queries` are real in all."""
+    state, row = states[group - first_slot], sums[group - first_slot]
+    _clear(state, row, first, last)
+    stop = min(data.shape[0], (group + 1) * group_points)
+    for start in range(group * group_points, stop, CHUNK):
+        count = min(CHUNK, stop - start)
+        _screen_chunk(data, narrow_centre, start, count, tile, turned, packed, first, last, logits)
+        some_squares = squares[start : start + count]
+        some_mass = narrow_mass[start : start + count]
+        active = False
+        for b in range(first, min(last, count_queries)):
+            i = b - first
+            best = _finish_logits(logits[i], count, half_square[b], some_squares, some_mass, mass_factor[b])
+            if window[b] >= 0.0:
+                _sharp_query(
+                    data, centre, log_mass, start, count, e[b], beta[b], half[b], far[b], logits[i],
+                    np.float64(best) - window[b], cut, state[b], row[b], exact, chosen, mean,
+                )
+            else:
+                keep[i], gain[i] = _smooth_query(
+                    data, centre, log_mass, start, count, e[b], beta[b], half[b], far[b], logits[i], weights[i], best,
+                    half_square[b] + half_square[b], some_squares, base[b], pair_limit, cut, state[b], spread,
+                )
+                active |= gain[i] > 0.0
+        if mean and active:
+            _add_tile(data, narrow_centre, start, count, tile, weights, keep, gain, first, last, row)
+
+
+# --- folding groups and finishing ------------------------------------------------------------------------------------
+
+
+@_jit(fastmath={"contract"})
+def _fold(states, sums, slots, first, last, total_states, total_sums, mean):
+    """Add groups to the totals, in their order, for the queries first..last-1."""
+    for b in range(first, last):
+        total = total_states[b]
+        for slot in range(slots):
+            state = states[slot, b]
+            _raise_reference(total, total_sums[b], max(total[0], state[0]), mean)
+            factor = _exp(state[0] - total[0])
+            if factor > 0.0:
+                total[1] += factor * state[1]
+                total[2] += factor * (state[2] + state[1] * (state[0] - total[0]))
+                total[3] += factor * factor * state[3]
+                if mean:
+                    row, part = total_sums[b], sums[slot, b]
+                    for k in range(row.size):
+                        row[k] += factor * part[k]
+
+
+@_jit()
+def _finish(states, sums, centre, e, beta, offset, log_total, mean_out, residual_out, entropy, collision):
+    """Totals to normalised moments; outputs that were not asked for are empty."""
+    for b in range(log_total.size):
+        total = states[b, 1]
+        log_total[b] = (states[b, 0] + np.log(total)) + offset[b]
+        if entropy.size:
+            entropy[b] = np.log(total) - states[b, 2] / total
+            collision[b] = states[b, 3] / (total * total)
+        if mean_out.size:
+            row, values, point, residual = sums[b], e[b], mean_out[b], residual_out[b]
+            inverse = 1.0 / total
+            for k in range(centre.size):
+                offset_mean = row[k] * inverse
+                point[k] = centre[k] + offset_mean
+                residual[k] = values[k] - beta[b] * offset_mean
+
+
+# --- threads ---------------------------------------------------------------------------------------------------------
+
+_pool: ThreadPoolExecutor | None = None
+_pool_lock = threading.Lock()
+
+
+def _forget_pool() -> None:
+    """After a fork the child has no threads: it makes its own pool when it needs one."""
+    global _pool, _pool_lock
+    _pool, _pool_lock = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)
+
+
+def _helpers() -> ThreadPoolExecutor:
+    """The pool of helping threads, which starts them as they are needed."""
+    global _pool
+    with _pool_lock:
+        if _pool is None:
+            _pool = ThreadPoolExecutor(max_workers=256, thread_name_prefix="fastflow")
+        return _pool
+
+
+def _run(task: Callable, tasks: list[tuple], threads: int, workspace: Callable) -> None:
+    """Call `task(*arguments, *workspace())` for every tuple of arguments, on up to `threads` threads.
+
+    The caller takes tasks too, so that progress never depends on the pool; helpers that have not started by the time
+    the tasks run out are not waited for.
+    """
+    waiting = iter(tasks)
+    lock = threading.Lock()
+
+    def work() -> None:
+        space = workspace()
+        while True:
+            with lock:
+                arguments = next(waiting, None)
+            if arguments is None:
+                return
+            task(*arguments, *space)
+
+    helping = []
+    try:
+        for _ in range(min(threads, len(tasks)) - 1):
+            helping.append(_helpers().submit(work))
+    except RuntimeError:  # the interpreter is shutting down and starts no more threads
+        pass
+    try:
+        work()
+    finally:
+        for future in helping:
+            if not future.cancel():
+                future.result()
+
+
+def _aligned(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    """Uninitialised array that starts on a cache line, so that vector loads do not straddle two."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    raw = np.empty(size + 64, dtype=np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+# --- a prepared data set ---------------------------------------------------------------------------------------------
+
+
+def load() -> Backend:
+    return Backend(
+        prepare=lambda points, isa, num_threads: Compiled(points, num_threads),
+        small_batch=SMALL_BATCH,
+        detail=f"numba {numba.__version__}, vectors of {VECTOR_BYTES} bytes",
+    )
+
+
+class Compiled:
+    """A data set in the hands of the compiled kernels (see `Prepared`)."""
+
+    def __init__(self, points: Points, num_threads: int | None):
+        self.data = points.data
+        self.count, self.size = points.data.shape
+        self.threads = num_threads or usable_cores()
+        self.log_mass = np.empty(0) if points.log_mass is None else points.log_mass
+        # Log masses as the screening products take them: float32 holds them, and zero mass stays far below all.
+        self.narrow_mass = {4: np.maximum(self.log_mass, -1e30).astype(np.float32), 8: self.log_mass}
+        self.mass_size = float(np.max(np.abs(self.log_mass), where=self.log_mass > 0.1 * LOWEST, initial=0.0))
+        self.log_share = -math.log(self.count) if points.log_mass is None else 0.0
+        self.source_mean = np.empty(0) if points.source_mean is None else points.source_mean
+
+        blocks = self._spans(0, self.count, -(-self.count // GROUPS))
+        totals = np.zeros((len(blocks), self.size))
+        spans = [(*span, total) for span, total in zip(blocks, totals, strict=True)]
+        self._run(lambda start, stop, total: _sum_points(self.data, start, stop, total), spans, self.count)
+        centre = self.data[0].astype(np.float64) + totals.sum(axis=0) / self.count
+        # In the dtype of the data, so that the difference of a point and the centre has one rounding at most.
+        self.narrow_centre = centre.astype(self.data.dtype)
+        self.centre = self.narrow_centre.astype(np.float64)
+        squares = np.empty(self.count)
+        self._run(
+            lambda start, stop: _point_squares(self.data, self.centre, start, stop, squares), blocks, self.count
+        )
+        self.largest = math.sqrt(squares.max())
+        self.typical = math.sqrt(squares.mean())
+        self.squares = {8: squares}
+        if self.data.dtype == np.float32 and NARROW_RANGE[0] < self.largest < NARROW_RANGE[1]:
+            self.squares[4] = squares.astype(np.float32)
+
+    def moments(self, x: np.ndarray, coefficients: np.ndarray, mean: bool, spread: bool) -> Moments:
+        count = len(x)
+        vectors = x.shape if mean else (0, self.size)
+        scalars = count if spread else 0
+        outputs = (
+            np.empty(count), np.empty(vectors, x.dtype), np.empty(vectors, x.dtype), np.empty(scalars),
+            np.empty(scalars),
+        )  # fmt: skip
+        if self.size <= SMALL_SIZE:
+            plan = _Columns(self, mean, spread)
+        elif count <= SMALL_BATCH:
+            plan = _Rows(self, mean, spread)
+        else:
+            plan = _Tiles(self, mean, spread, x.dtype, count)
+        coefficients = np.broadcast_to(coefficients, (3, count))
+        for first, last in self._spans(0, count, plan.queries_at_a_time(count)):
+            some = slice(first, last)
+            queries = Queries(self, x[some], coefficients[:, some])
+            states, sums = self._total(plan, queries, mean)
+            parts = (o[some] if len(o) else o for o in outputs)
+            _finish(states, sums, self.centre, queries.e, queries.beta, queries.offset, *parts)
+        log_total, average, residual, entropy, collision = outputs
+        return Moments(
+            log_total=log_total,
+            mean=average if mean else None,
+            residual=residual if mean else None,
+            entropy=entropy if spread else None,
+            collision=collision if spread else None,
+        )
+
+    def logits(self, x: np.ndarray, coefficients: np.ndarray, start: int, stop: int) -> np.ndarray:
+        queries = Queries(self, x, np.broadcast_to(coefficients, (3, len(x))))
+        out = np.empty((len(x), stop - start))
+        points = (self.data, self.centre, self.log_mass)
+        numbers = (queries.e, queries.beta, queries.half, queries.far)
+
+        def columns(first: int, last: int, *space: np.ndarray) -> None:
+            _columns_logits(*points, *numbers, first, last, *space, out, first - start)
+
+        def rows(first: int, last: int) -> None:
+            _rows_logits(*points, _row_chunk(self), *numbers, first, last, out, first - start)
+
+        spans = self._spans(start, stop, max(COLUMN_CHUNK, -(-(stop - start) // GROUPS)))
+        work = (stop - start) * len(x)
+        if self.size <= SMALL_SIZE:
+            self._run(columns, spans, work, lambda: (_aligned((self.size, COLUMN_CHUNK), np.float64),))
+        else:
+            self._run(rows, spans, work)
+        out += (self.log_share + queries.offset)[:, None]
+        return out
+
+    def _total(self, plan: _Plan, queries: Queries, mean: bool) -> tuple[np.ndarray, np.ndarray]:
+        """States and sums of all the data for one block of queries: as many groups at a time as memory is given."""
+        count = len(queries.e)
+        rows = -(-count // plan.rows) * plan.rows
+        columns = plan.columns if mean else 0
+        at_a_time = max(self.threads, STATE_BYTES // (8 * rows * max(columns, 4)))
+        groups = -(-self.count // plan.group_points)
+        slots = min(groups, at_a_time)
+        states, sums = np.empty((slots, rows, 4)), _aligned((slots, rows, columns), np.float64)
+        task = plan.task(queries, states, sums)
+        work = self.count * count
+        parts = self._spans(0, rows, plan.task_queries)
+        if groups == 1:
+            self._run(task, [(0, 1, 0, *part) for part in parts], work, plan.workspace)
+            return states[0], sums[0]
+        total = np.zeros((rows, 4)), np.zeros((rows, columns))
+        total[0][:, 0] = LOWEST
+        for base in range(0, groups, slots):
+            last = min(groups, base + slots)
+            if work * (self.size + EXP_WORK) < SERIAL_WORK:
+                tasks = [(base, last, base, *part) for part in parts]
+            else:
+                tasks = [(group, group + 1, base, *part) for group in range(base, last) for part in parts]
+            self._run(task, tasks, work, plan.workspace)
+            folds = self._spans(0, count, max(1, -(-count // GROUPS)))
+            self._run(
+                lambda a, b, held=last - base: _fold(states, sums, held, a, b, *total, mean), folds, (last - base) * rows
+            )
+        return total
+
+    def _run(self, task: Callable, tasks: list[tuple], work: int, workspace: Callable = tuple) -> None:
+        """`_run` on this field's threads, or on the caller's alone for little work (pairs of query and point)."""
+        if self.threads == 1 or len(tasks) == 1 or work * (self.size + EXP_WORK) < SERIAL_WORK:
+            space = workspace()
+            for arguments in tasks:
+                task(*arguments, *space)
+        else:
+            _run(task, tasks, self.threads, workspace)
+
+    @staticmethod
+    def _spans(start: int, stop: int, step: int) -> list[tuple[int, int]]:
+        return [(i, min(i + step, stop)) for i in range(start, stop, step)]
+
+
+class Queries:
+    """What the kernels need of a block of queries: `e`, and per query beta, 1 / (2 variance) and whether it is far.
+
+    `offset` is what a logit lacks of being absolute. For a far query that includes `-|e|^2 / (2 variance)`.
+    """
+
+    def __init__(self, prepared: Compiled, x: np.ndarray, coefficients: np.ndarray):
+        count, size = x.shape
+        alpha, self.beta, self.variance = np.ascontiguousarray(coefficients)
+        self.e = np.empty((count, size))
+        self.squares = np.empty(count)
+        _centre_queries(x, alpha, self.beta, prepared.source_mean, prepared.centre, self.e, self.squares)
+        self.half = 0.5 / self.variance
+        self.far = self.squares > (2.0 * prepared.largest * self.beta) ** 2
+        self.offset = (-0.5 * size) * np.log(self.variance) + prepared.log_share
+        self.offset -= np.where(self.far, self.half * self.squares, 0.0)
+
+
+def _group_points(count: int, chunk: int) -> int:
+    """Points of a group: whole chunks, at most GROUPS groups."""
+    return -(-count // (chunk * GROUPS)) * chunk
+
+
+def _row_chunk(prepared: Compiled) -> int:
+    return max(4, ROW_CHUNK_BYTES // prepared.data[0].nbytes // 4 * 4)
+
+
+class _Plan:
+    """One kernel for one call: how it cuts the work, its workspace and its task.
+
+    Attributes:
+        rows: queries are padded to a multiple of this; columns: length of a row of sums.
+        task_queries: queries of one task; group_points: points of one group.
+    """
+
+    rows = 1
+
+    def __init__(self, prepared: Compiled, mean: bool, spread: bool, chunk: int, task_queries: int):
+        self.prepared, self.mean, self.spread, self.chunk = prepared, mean, spread, chunk
+        self.columns = prepared.size
+        self.task_queries = task_queries
+        self.group_points = _group_points(prepared.count, chunk)
+
+    def queries_at_a_time(self, count: int) -> int:
+        """Queries whose partial sums over all groups fit the memory they are given, but at least one task's."""
+        groups = -(-self.prepared.count // self.group_points)
+        fitting = STATE_BYTES // (8 * groups * max(self.columns, 4))
+        return max(1, fitting // self.task_queries) * self.task_queries
+
+    def points(self) -> tuple:
+        return self.prepared.data, self.prepared.centre, self.prepared.log_mass
+
+
+class _Columns(_Plan):
+    def __init__(self, prepared: Compiled, mean: bool, spread: bool):
+        super().__init__(prepared, mean, spread, COLUMN_CHUNK, 256)
+
+    def workspace(self) -> tuple:
+        one = (COLUMN_CHUNK,)
+        return _aligned((self.columns, *one), np.float64), _aligned(one, np.float64), _aligned(one, np.float64)
+
+    def task(self, queries: Queries, states: np.ndarray, sums: np.ndarray) -> Callable:
+        fixed = (*self.points(), self.group_points, queries.e, queries.beta, queries.half, queries.far)
+
+        def task(*place_and_space):
+            _columns_task(*fixed, *place_and_space, states, sums, self.mean, self.spread)
+
+        return task
+
+
+class _Rows(_Plan):
+    def __init__(self, prepared: Compiled, mean: bool, spread: bool):
+        super().__init__(prepared, mean, spread, _row_chunk(prepared), SMALL_BATCH)
+
+    def workspace(self) -> tuple:
+        return np.empty(self.chunk), np.empty(self.chunk)
+
+    def task(self, queries: Queries, states: np.ndarray, sums: np.ndarray) -> Callable:
+        fixed = (*self.points(), self.group_points, self.chunk, queries.e, queries.beta, queries.half, queries.far)
+
+        def task(*place_and_space):
+            _rows_task(*fixed, *place_and_space, states, sums, self.mean, self.spread)
+
+        return task
+
+
+class _Tiles(_Plan):
+    rows = ROWS
+
+    def __init__(self, prepared: Compiled, mean: bool, spread: bool, dtype: np.dtype, count: int):
+        self.bytes = 4 if dtype == np.float32 and 4 in prepared.squares else 8
+        self.dtype = np.float32 if self.bytes == 4 else np.float64
+        pair = 2 * VECTOR_BYTES // self.bytes
+        columns = -(-prepared.size // pair) * pair
+        # Queries of a task: many, because they share the packing of a tile; bounded by the memory of their sums;
+        # and even, so that the last task is not a scrap.
+        most = min(128, max(32, STATE_BYTES // (8 * columns * max(4, prepared.threads))))
+        even = -(-count // -(-count // most))
+        super().__init__(prepared, mean, spread, CHUNK, -(-even // ROWS) * ROWS)
+        self.columns = columns
+
+    def workspace(self) -> tuple:
+        tile = (CHUNK, PANEL_BYTES // self.bytes)
+        weights = (self.task_queries, CHUNK)
+        return (
+            _aligned(tile, self.dtype),
+            _aligned((tile[0] * tile[1],), self.dtype),
+            _aligned(weights, self.dtype),
+            np.zeros(weights, self.dtype),
+            np.ones(self.task_queries),
+            np.zeros(self.task_queries),
+            np.empty(CHUNK),
+            np.empty(CHUNK, np.int64),
+        )
+
+    def task(self, queries: Queries, states: np.ndarray, sums: np.ndarray) -> Callable:
+        p = self.prepared
+        u = np.finfo(self.dtype).eps / 2
+        cut = math.log(p.count) + NEGLIGIBLE[self.bytes]
+        sharp, scale, window = self._sharp(queries, u, cut)
+        beta, half = queries.beta, queries.half
+        factor = np.where(sharp, 1.0, beta * scale) / np.where(sharp, beta, 1.0)
+        packed = _aligned((-(-len(beta) // ROWS), self.columns, ROWS), self.dtype)
+        _pack_queries(queries.e, np.where(np.isinf(window), 0.0, factor), packed)
+        fixed = (
+            *(p.data, p.centre, p.narrow_centre.astype(self.dtype), p.log_mass),
+            *(p.narrow_mass[self.bytes], p.squares[self.bytes], self.group_points),
+            *(queries.e, beta, half, queries.far, packed),
+            np.where(sharp, 0.5, beta * beta * half).astype(self.dtype),
+            np.where(sharp, 1.0 / np.where(sharp, beta * beta * scale, 1.0), 1.0).astype(self.dtype),
+            window,
+            np.where(queries.far, 0.0, -half * queries.squares),
+            PAIR_ERROR[self.bytes] / (TYPICAL_ERROR * u),
+            cut,
+        )
+
+        def task(group, last_group, base, first, last, *space):
+            for g in range(group, last_group):
+                _tiles_task(*fixed, g, base, first, last, len(beta), *space, states, sums, self.mean, self.spread)
+
+        return task
+
+    def _sharp(self, queries: Queries, u: float, cut: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Which queries are sharp, 1 / variance, and how far below the best a screened point must be looked at.
+
+        A screened logit is `yhat.mu' - |mu'|^2 / 2 + log C D / beta^2` with `yhat = e / beta`: beta^2 / D divides
+        it, so that nothing overflows as D -> 0. The window is negative for smooth queries; it is infinite where the
+        screening would overflow.
+        """
+        p = self.prepared
+        norm = np.sqrt(queries.squares)
+        scale = 1.0 / queries.variance
+        ratio = queries.beta * queries.beta * scale
+        terms = p.size + 4
+        size = queries.beta * scale * norm
+        sharp = terms * u * size * p.largest > SHARP_ERROR
+        sharp |= np.sqrt(ratio) * p.typical > SHARP_RATIO[self.bytes] * math.sqrt(p.size)
+        limit = 1e-3 * np.finfo(self.dtype).max
+        sharp |= ~(size < limit)
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+            target = norm / queries.beta
+            error = u * (terms * target * p.largest + 2.0 * p.largest**2 + 2.0 * p.mass_size / ratio)
+            window = 2.0 * error + cut / ratio
+            window = np.where((target + p.largest) * (1.0 + p.largest) < limit, window, np.inf)
+        return sharp, scale, np.where(sharp, window, -1.0)
