@@ -379,7 +379,7 @@ class VelocityField:
         for name in quantities:
             value = QUANTITIES[name].compute(moments, path, self._model)
             if value.ndim == 2:
-                value = value.astype(dtype, copy=False).reshape(*batch_shape, *self.event_shape)
+                value = value.astype(dtype, copy=False).reshape((*batch_shape, *self.event_shape))
             else:
                 value = value.reshape(batch_shape)
             results[name] = value

@@ -26,8 +26,8 @@ static int64_t batch_padded(int64_t size) { return batch_slices(size) * BATCH_SL
 
 /* A point that a sharp query keeps. */
 typedef struct {
-    int32_t count;
-    int32_t index[BATCH_CHUNK]; /* relative to the chunk's start */
+    int64_t count;
+    int64_t index[BATCH_CHUNK];
     double weight[BATCH_CHUNK];
 } batch_kept;
 #endif
@@ -188,17 +188,17 @@ static partial NAME_ST(batch_keep)(const ff_job *job, NAME_ST(batch_scratch) * s
     const double bar = (double)largest - b->window;
     kept->count = 0;
     for (int64_t j = 0; j < points; j++)
-        if ((double)logit[j * LANES] >= bar) kept->index[kept->count++] = (int32_t)j;
+        if ((double)logit[j * LANES] >= bar) kept->index[kept->count++] = start + j;
     centred_query(job->points, job->queries, query, s->e);
     partial p = {-1.7e308, 0.0, 0.0, 0.0};
-    for (int32_t i = 0; i < kept->count; i++) {
-        const int64_t j = start + kept->index[i];
+    for (int64_t i = 0; i < kept->count; i++) {
+        const int64_t j = kept->index[i];
         kept->weight[i] =
             log_mass(job->points, j) - b->precision * NAME_S(distance)(job->points, s->e, b->beta, j);
         p.largest = fmax(p.largest, kept->weight[i]);
     }
-    int32_t count = 0;
-    for (int32_t i = 0; i < kept->count; i++) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < kept->count; i++) {
         const double below = kept->weight[i] - p.largest, weight = exp(below);
         if (weight == 0.0) continue;
         p.total += weight;
@@ -372,11 +372,9 @@ static void NAME_ST(batch_merge)(const ff_job *job, int64_t start, int64_t stop,
             if (!s->computed[panel] && !is_first && keep[lane] != 1.0)
                 for (int64_t k = 0; k < size; k++) sum[k * LANES + lane] *= keep[lane];
             if (add[lane] == 0.0) continue;
-            const batch_kept *kept = s->kept + panel * LANES + lane;
-            int64_t index[BATCH_CHUNK];
-            for (int32_t i = 0; i < kept->count; i++) index[i] = start + kept->index[i];
+            batch_kept *kept = s->kept + panel * LANES + lane;
             memset(s->row, 0, (size_t)size * sizeof *s->row);
-            NAME_S(accumulate)(points, kept->count, index, kept->weight, s->row);
+            NAME_S(accumulate)(points, kept->count, kept->index, kept->weight, s->row);
             for (int64_t k = 0; k < size; k++) sum[k * LANES + lane] += add[lane] * s->row[k];
         }
     }

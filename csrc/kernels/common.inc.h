@@ -33,6 +33,10 @@ static inline const double *centre_f64(const ff_points *points) { return points-
 /* Stands for the logit of a point without mass: below every other, and finite in float32. */
 #define FF_DEAD (-1e37)
 
+/* Dimensions handled at a time where several points meet one query: the query's, the centre's and the sum's share of
+   them stay in the first-level cache (of 32 KB) while the points stream through. */
+enum { FF_SEGMENT = 1024 };
+
 /* One query's numbers: logit = log C - precision |r|^2 + log_scale. */
 typedef struct {
     double alpha, beta, precision, log_scale;
@@ -74,6 +78,15 @@ static void centred_query(const ff_points *points, const ff_queries *queries, in
         if (points->source_mean) x = minus_product(x, c.alpha, points->source_mean[k]);
         e[k] = minus_product(x, c.beta, points->centre[k]);
     }
+}
+
+/* Fill a list of weighted points up to a multiple of four with zero weights; returns its new length. */
+static inline int64_t fill_up_to_four(int64_t count, int64_t *index, double *weight) {
+    for (; count % 4 != 0; count++) {
+        index[count] = index[count - 1];
+        weight[count] = 0.0;
+    }
+    return count;
 }
 
 /* Partial sums of one query over one chunk, relative to the logit `largest`. */

@@ -88,9 +88,13 @@ static void NAME_ST(few_exact_strip)(const ff_job *job, int64_t start, int64_t s
                                      few_scratch *s) {
     const ff_points *points = job->points;
     double largest = query->part.largest;
+    memset(s->logit, 0, (size_t)(stop - start) * sizeof *s->logit);
+    for (int64_t from = 0; from < points->size; from += FF_SEGMENT)
+        for (int64_t j = start; j < stop; j++)
+            s->logit[j - start] += NAME_S(distance_part)(points, query->e, query->how.beta, j, from,
+                                                         ff_min(from + FF_SEGMENT, points->size));
     for (int64_t j = start; j < stop; j++) {
-        const double distance = NAME_S(distance)(points, query->e, query->how.beta, j);
-        s->logit[j - start] = log_mass(points, j) - query->how.precision * distance;
+        s->logit[j - start] = log_mass(points, j) - query->how.precision * s->logit[j - start];
         largest = fmax(largest, s->logit[j - start]);
     }
     if (largest > query->part.largest) {
@@ -101,34 +105,34 @@ static void NAME_ST(few_exact_strip)(const ff_job *job, int64_t start, int64_t s
     if (job->want_mean) NAME_S(accumulate)(points, kept, s->index, s->weight, query->sum);
 }
 
-/* q.mu'(j). One point at a time: a single stream of consecutive lines runs at twice the bandwidth of four. */
-static inline double NAME_ST(few_dot)(const ff_points *points, const FF_TT *q, int64_t j) {
+/* The part of q.mu'(j) from dimensions from..to-1. One point at a time: a single stream of consecutive lines runs at twice the bandwidth of four. */
+static inline double NAME_ST(few_dot)(const ff_points *points, const FF_TT *q, int64_t j,
+                                       int64_t from, int64_t to) {
     enum { L = FF_LANES_T };
     const FF_STORED *row = NAME_S(row)(points, j);
     const FF_TT *centre = FF_CENTRE_T(points);
-    const int64_t size = points->size;
     TV sum[4] = {T(set1)(0), T(set1)(0), T(set1)(0), T(set1)(0)};
-    int64_t k = 0;
-    for (; k + 4 * L <= size; k += 4 * L) {
+    int64_t k = from;
+    for (; k + 4 * L <= to; k += 4 * L) {
         FF_UNROLL
         for (int i = 0; i < 4; i++) {
             const TV offset = T(sub)(FF_LOAD_T(row + k + i * L), T(load)(centre + k + i * L));
             sum[i] = T(fma)(offset, T(load)(q + k + i * L), sum[i]);
         }
     }
-    for (; k + L <= size; k += L)
+    for (; k + L <= to; k += L)
         sum[0] = T(fma)(T(sub)(FF_LOAD_T(row + k), T(load)(centre + k)), T(load)(q + k), sum[0]);
     FF_TT lanes[L];
     T(store)(lanes, T(add)(T(add)(sum[0], sum[1]), T(add)(sum[2], sum[3])));
     double dot = 0.0;
     for (int l = 0; l < L; l++) dot += (double)lanes[l];
-    for (; k < size; k++) dot += (double)(((FF_TT)row[k] - centre[k]) * q[k]);
+    for (; k < to; k++) dot += (double)(((FF_TT)row[k] - centre[k]) * q[k]);
     return dot;
 }
 
-/* sum[k] += weight[i] mu'_k(j[i]) for four points. */
+/* sum[k] += weight[i] mu'_k(j[i]) for four points and k = from..to-1. */
 static inline void NAME_ST(few_accumulate4)(const ff_points *points, const int64_t *j, const double *weight,
-                                            FF_TT *sum) {
+                                            FF_TT *sum, int64_t from, int64_t to) {
     enum { L = FF_LANES_T };
     const FF_STORED *row[4];
     TV w[4];
@@ -138,16 +142,15 @@ static inline void NAME_ST(few_accumulate4)(const ff_points *points, const int64
         w[i] = T(set1)((FF_TT)weight[i]);
     }
     const FF_TT *centre = FF_CENTRE_T(points);
-    const int64_t size = points->size;
-    int64_t k = 0;
-    for (; k + L <= size; k += L) {
+    int64_t k = from;
+    for (; k + L <= to; k += L) {
         const TV c = T(load)(centre + k);
         TV total = T(load)(sum + k);
         FF_UNROLL
         for (int i = 0; i < 4; i++) total = T(fma)(w[i], T(sub)(FF_LOAD_T(row[i] + k), c), total);
         T(store)(sum + k, total);
     }
-    for (; k < size; k++)
+    for (; k < to; k++)
         for (int i = 0; i < 4; i++) sum[k] += (FF_TT)weight[i] * ((FF_TT)row[i][k] - centre[k]);
 }
 
@@ -158,9 +161,13 @@ static void NAME_ST(few_smooth_strip)(const ff_job *job, int64_t start, int64_t 
     const treatment *how = &query->how;
     FF_TT *sum = query->narrow_sum;
     double largest = query->part.largest;
+    memset(s->logit, 0, (size_t)(stop - start) * sizeof *s->logit);
+    for (int64_t from = 0; from < points->size; from += FF_SEGMENT)
+        for (int64_t j = start; j < stop; j++)
+            s->logit[j - start] +=
+                NAME_ST(few_dot)(points, query->q, j, from, ff_min(from + FF_SEGMENT, points->size));
     for (int64_t j = start; j < stop; j++) {
-        const double a = NAME_ST(few_dot)(points, query->q, j) - how->square * points->square[j] + log_mass(points, j);
-        s->logit[j - start] = a + how->base;
+        s->logit[j - start] += log_mass(points, j) - how->square * points->square[j] + how->base;
         largest = fmax(largest, s->logit[j - start]);
     }
     if (largest > query->part.largest) {
@@ -176,15 +183,11 @@ static void NAME_ST(few_smooth_strip)(const ff_job *job, int64_t start, int64_t 
         }
     const int64_t kept = few_weigh(s, start, stop - start, &query->part);
     if (!job->want_mean) return;
-    for (int64_t i = 0; i < kept; i += 4) {
-        int64_t index[4];
-        double weight[4];
-        for (int l = 0; l < 4; l++) { /* the last group is filled up with zero weights */
-            index[l] = s->index[ff_min(i + l, kept - 1)];
-            weight[l] = i + l < kept ? s->weight[i + l] : 0.0;
-        }
-        NAME_ST(few_accumulate4)(points, index, weight, sum);
-    }
+    const int64_t filled = fill_up_to_four(kept, s->index, s->weight);
+    for (int64_t from = 0; from < points->size; from += FF_SEGMENT)
+        for (int64_t i = 0; i < filled; i += 4)
+            NAME_ST(few_accumulate4)(points, s->index + i, s->weight + i, sum, from,
+                                     ff_min(from + FF_SEGMENT, points->size));
 }
 
 static void NAME_ST(few_compute)(const ff_job *job, int64_t start, int64_t stop, int64_t query, int64_t count,

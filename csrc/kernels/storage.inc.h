@@ -12,65 +12,63 @@ static inline const FF_STORED *NAME_S(row)(const ff_points *points, int64_t j) {
     return (const FF_STORED *)points->data + j * points->size;
 }
 
-/* |e - beta mu'_j|^2 by residuals: relative accuracy of a few roundings, however small the distance. */
-static inline double NAME_S(distance)(const ff_points *points, const double *e, double beta, int64_t j) {
+/* The part of |e - beta mu'_j|^2 from dimensions from..to-1, by residuals: relative accuracy of a few roundings,
+   however small the distance. */
+static inline double NAME_S(distance_part)(const ff_points *points, const double *e, double beta, int64_t j,
+                                           int64_t from, int64_t to) {
     enum { L = F64_LANES };
     const FF_STORED *row = NAME_S(row)(points, j);
     const double *centre = points->centre;
-    const int64_t size = points->size;
     const f64v b = f64_set1(beta);
     f64v sum[4] = {f64_set1(0.0), f64_set1(0.0), f64_set1(0.0), f64_set1(0.0)};
-    int64_t k = 0;
-    for (; k + 4 * L <= size; k += 4 * L) {
+    int64_t k = from;
+    for (; k + 4 * L <= to; k += 4 * L) {
         FF_UNROLL
         for (int i = 0; i < 4; i++) {
             const f64v r = f64_fnma(b, NAME_S(offset)(row, centre, k + i * L), f64_load(e + k + i * L));
             sum[i] = f64_fma(r, r, sum[i]);
         }
     }
-    for (; k + L <= size; k += L) {
+    for (; k + L <= to; k += L) {
         const f64v r = f64_fnma(b, NAME_S(offset)(row, centre, k), f64_load(e + k));
         sum[0] = f64_fma(r, r, sum[0]);
     }
     double total = f64_sum(f64_add(f64_add(sum[0], sum[1]), f64_add(sum[2], sum[3])));
-    for (; k < size; k++) {
+    for (; k < to; k++) {
         const double r = e[k] - beta * ((double)row[k] - centre[k]);
         total += r * r;
     }
     return total;
 }
 
-/* sum[k] += weight[i] mu'_k(j[i]) for four points. */
-static inline void NAME_S(accumulate4)(const ff_points *points, const int64_t *j, const double *weight, double *sum) {
+static inline double NAME_S(distance)(const ff_points *points, const double *e, double beta, int64_t j) {
+    return NAME_S(distance_part)(points, e, beta, j, 0, points->size);
+}
+
+/* sum[k] += weight[i] mu'_k(j[i]) for four points and k = from..to-1. */
+static inline void NAME_S(accumulate4)(const ff_points *points, const int64_t *j, const double *weight, double *sum,
+                                       int64_t from, int64_t to) {
     const FF_STORED *row[4];
     for (int i = 0; i < 4; i++) row[i] = NAME_S(row)(points, j[i]);
     const double *centre = points->centre;
-    const int64_t size = points->size;
     const f64v w[4] = {f64_set1(weight[0]), f64_set1(weight[1]), f64_set1(weight[2]), f64_set1(weight[3])};
-    int64_t k = 0;
-    for (; k + F64_LANES <= size; k += F64_LANES) {
+    int64_t k = from;
+    for (; k + F64_LANES <= to; k += F64_LANES) {
         f64v ck = f64_load(centre + k), s = f64_load(sum + k);
         FF_UNROLL
         for (int i = 0; i < 4; i++) s = f64_fma(w[i], f64_sub(LOAD_F64(row[i] + k), ck), s);
         f64_store(sum + k, s);
     }
-    for (; k < size; k++)
+    for (; k < to; k++)
         for (int i = 0; i < 4; i++) sum[k] += weight[i] * ((double)row[i][k] - centre[k]);
 }
 
-/* sum[k] += sum_i weight[i] mu'_k(j[i]) for any number of points. */
-static void NAME_S(accumulate)(const ff_points *points, int64_t count, const int64_t *j, const double *weight,
-                               double *sum) {
-    for (int64_t i = 0; i < count; i += 4) {
-        int64_t index[4];
-        double w[4];
-        for (int l = 0; l < 4; l++) { /* the last group is filled up with zero weights */
-            int64_t at = ff_min(i + l, count - 1);
-            index[l] = j[at];
-            w[l] = i + l < count ? weight[at] : 0.0;
-        }
-        NAME_S(accumulate4)(points, index, w, sum);
-    }
+/* sum[k] += sum_i weight[i] mu'_k(j[i]) for any number of points; j and weight have room for a multiple of four. */
+static void NAME_S(accumulate)(const ff_points *points, int64_t count, int64_t *j, double *weight, double *sum) {
+    count = fill_up_to_four(count, j, weight);
+    for (int64_t from = 0; from < points->size; from += FF_SEGMENT)
+        for (int64_t i = 0; i < count; i += 4)
+            NAME_S(accumulate4)(points, j + i, weight + i, sum, from, ff_min(from + FF_SEGMENT, points->size));
 }
 
 static void NAME_S(squares)(const ff_points *points, int64_t start, int64_t stop, double *squares) {

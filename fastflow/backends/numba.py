@@ -24,8 +24,8 @@ logits can exceed SHARP_ERROR or if its mean must keep more digits than T has. F
 screens: every point within the rigorous rounding bound of the best is recomputed from its float64 residual and summed
 in float64. For the others, *smooth*, only those pairs are recomputed whose own rounding error shows in the result.
 
-Far from the data, `|e| > 2 beta max|mu'|`, it is the residuals that cancel, in the differences of their squares.
-There the exact logit is `-|r|^2 / (2 D) + |e|^2 / (2 D)` by the expansion `beta mu'.(beta mu' - 2 e)` in float64.
+Far from the data, `|e| > 2 beta max|mu'|`, it is the residuals that cancel, in the differences of their squares. There
+every exact logit is that of `|r_j|^2 - |e|^2 = beta (beta |mu'_j|^2 - 2 e.mu'_j)`, with the product in float64.
 
 Threads are Python's own; the compiled code releases the GIL. Unlike numba's threading layers this pool may be
 used by several callers at once and after a fork, and takes any number of threads.
@@ -38,6 +38,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -46,16 +47,18 @@ from numba.core import cgutils, types
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic, overload
 
+from .._arrays import LOG_ZERO
 from ..moments import Moments
 from . import Backend, Points, usable_cores
 
 # --- sizes -----------------------------------------------------------------------------------------------------------
 
 SMALL_SIZE = 16  # D up to which `columns` serves every batch
-SMALL_BATCH = 1  # batches up to which `rows` serves D > SMALL_SIZE; the tiles of `tiles` hold ROWS queries at least
+SMALL_BATCH = 4  # batches up to which `rows` serves D > SMALL_SIZE; the tiles of `tiles` hold ROWS queries at least
 GROUPS = 32  # tasks per block of queries: enough to keep the threads of a large machine even
 COLUMN_CHUNK = 512  # points of a chunk of `columns`: 8 kB per dimension in float64
-ROW_CHUNK_BYTES = 1 << 16  # of one chunk of `rows`: stays in a core's second cache level between the two passes
+ROW_CHUNK_BYTES = 1 << 17  # of one chunk of `rows`: stays in a core's second cache level between the two passes
+ROW_IN_CACHE = 2048  # D up to which `x` in float64 stays in the first cache level while points stream by
 CHUNK = 256  # points of a chunk of `tiles`
 PANEL_BYTES = 512  # bytes of one point in a tile: with CHUNK points 128 kB, and short float32 sums
 STATE_BYTES = 24 << 20  # of the partial sums that are held at a time
@@ -72,7 +75,6 @@ NEGLIGIBLE = {4: 18.0, 8: 38.0}  # by bytes of T: weights below exp(-this) / N o
 LOWEST = -1e307  # stands for log 0 in references: finite, so that differences are not NaN
 NARROW_RANGE = 1e-12, 1e18  # largest |mu'| between which squares stay well inside float32
 
-_SPLIT = 134217729.0  # 2^27 + 1 cuts a float64 into halves of 26 bits, whose products are exact
 _SUM = {"reassoc", "contract", "nsz"}  # what a vectorised sum needs; NaN and infinity keep their meaning
 
 
@@ -164,6 +166,27 @@ def _larger(typing_context, a, b):
         return builder.select(builder.fcmp_ordered(">", *arguments, flags=flags), *arguments, flags=flags)
 
     return (a(a, b), generate) if a == b else None
+
+
+@intrinsic
+def _take(typing_context, counter):
+    """The counter's value, which one thread gets, and one more for the next."""
+
+    def generate(context, builder, signature, arguments):
+        pointer = _pointer(context, builder, counter, arguments[0])
+        return builder.atomic_rmw("add", pointer, context.get_constant(types.int64, 1), "monotonic")
+
+    return types.int64(counter), generate
+
+
+@intrinsic
+def _fused(typing_context, a, b, c):
+    """`a b + c` with one rounding, on every machine."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.fma(*arguments)
+
+    return (a(a, b, c), generate) if a == b == c else None
 
 
 @intrinsic
@@ -356,34 +379,52 @@ def _exp_by_dtype(x):
 # --- queries and data, once ------------------------------------------------------------------------------------------
 
 
-@_jit(inline="never")
-def _product_error(a, b, product):
-    """`a b - product` exactly (Dekker's two-product on Veltkamp's split); no fast-math flag may touch this."""
-    a_high = _SPLIT * a
-    a_high = a_high - (a_high - a)
-    b_high = _SPLIT * b
-    b_high = b_high - (b_high - b)
-    a_low, b_low = a - a_high, b - b_high
-    return ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
+@_jit()
+def _centre_query(x, alpha, beta, source_mean, centre, e, raw):
+    """`e = x - alpha m_i - beta c` with the errors of both products put back; `raw` leaves out the last term."""
+    if source_mean.size:
+        for k in range(e.size):
+            mean = alpha * source_mean[k]
+            mean_error = _fused(alpha, source_mean[k], -mean)
+            shift = beta * centre[k]
+            error = mean_error + _fused(beta, centre[k], -shift)
+            value = np.float64(x[k]) - mean
+            e[k] = (value - shift) - error
+            raw[k] = value - mean_error
+    else:
+        for k in range(e.size):
+            shift = beta * centre[k]
+            value = np.float64(x[k])
+            e[k] = (value - shift) - _fused(beta, centre[k], -shift)
+            raw[k] = value
+
+
+@_jit(fastmath=_SUM)
+def _square(vector):
+    total = 0.0
+    for k in range(vector.size):
+        total += vector[k] * vector[k]
+    return total
 
 
 @_jit()
-def _centre_queries(x, alpha, beta, source_mean, centre, e, squares):
-    """`e = x - alpha m_i - beta c` with the errors of both products put back, and `|e|^2`."""
+def _centre_queries(x, coefficients, source_mean, centre, largest, constant, queries, e, raw):
+    """The vectors and numbers of every query.
+
+    `constant` is what all logits lack of their masses, `largest` the largest |mu'|. `raw` may have a single row.
+    """
     for b in range(x.shape[0]):
-        total = 0.0
-        for k in range(x.shape[1]):
-            shift = beta[b] * centre[k]
-            error = _product_error(beta[b], centre[k], shift)
-            value = np.float64(x[b, k])
-            if source_mean.size:
-                mean = alpha[b] * source_mean[k]
-                error += _product_error(alpha[b], source_mean[k], mean)
-                value -= mean
-            value = (value - shift) - error
-            e[b, k] = value
-            total += value * value
-        squares[b] = total
+        alpha, beta, variance = coefficients[:, min(b, coefficients.shape[1] - 1)]
+        _centre_query(x[b], alpha, beta, source_mean, centre, e[b], raw[min(b, raw.shape[0] - 1)])
+        query = queries[b]
+        query.beta = beta
+        query.variance = variance
+        query.half = 0.5 / variance
+        query.square = _square(e[b])
+        query.far = math.sqrt(query.square) > 2.0 * beta * largest
+        query.offset = constant - 0.5 * x.shape[1] * math.log(variance)
+        if query.far:
+            query.offset -= query.half * query.square
 
 
 @_jit(fastmath=_SUM)
@@ -412,6 +453,24 @@ def _point_squares(data, centre, start, stop, squares):
 
 # A query's state is (reference m, Z, sum p (l - m), sum p^2). References and logits leave out what is constant over
 # the points: -log N, -(D/2) log variance and, far from the data, -|e|^2 / (2 variance).
+
+
+@_jit()
+def _next_task(counter, split):
+    """Slot of the sums and range of queries of a task that nobody has taken, or a negative slot."""
+    parts = (split.rows + split.task_queries - 1) // split.task_queries
+    task = _take(counter)
+    if task >= split.slots * parts:
+        return -1, 0, 0
+    first = task % parts * split.task_queries
+    return task // parts, first, min(first + split.task_queries, split.rows)
+
+
+@_jit()
+def _group_span(data, group):
+    """First point of a group and of the next."""
+    begin = group * data.group_points
+    return begin, min(begin + data.group_points, data.points.shape[0])
 
 
 @_jit()
@@ -458,12 +517,11 @@ def _row_square(row, centre, e, beta):
 
 
 @_jit(fastmath=_SUM)
-def _row_expanded(row, centre, e, beta):
-    """`|e - beta mu'|^2 - |e|^2` by expansion: the better form far from the data."""
+def _row_product(row, centre, e):
+    """`e . mu'`."""
     total = 0.0
     for k in range(centre.size):
-        moved = beta * (np.float64(row[k]) - centre[k])
-        total += moved * (moved - 2.0 * e[k])
+        total += e[k] * (np.float64(row[k]) - centre[k])
     return total
 
 
@@ -486,8 +544,9 @@ def _scale_to_logits(logits, count, half, log_mass, start):
 
 
 @_jit(fastmath=_SUM)
-def _weigh(logits, weights, count, reference, state, spread):
-    """Weights of a chunk relative to the reference, and their sums into the state."""
+def _weigh(logits, weights, count, state, spread):
+    """Weights of a chunk relative to the state's reference, and their sums into the state."""
+    reference = state[0]
     total = 0.0
     if spread:
         slope = 0.0
@@ -557,72 +616,123 @@ def _add_columns(columns, count, weights, row):
 
 
 @_jit()
-def _columns_task(data, centre, log_mass, group_points, e, beta, half, far, group, last_group, base, first, last,
-                  columns, logits, weights, states, sums, mean, spread):
-    """Groups group..last_group-1 for the queries first..last-1."""
-    while group < last_group:
-        state, row = states[group - base], sums[group - base]
+def _columns_task(data, queries, e, split, counter, states, sums, mean, spread, columns, logits, weights):
+    """Tasks of the `columns` kernel, until there are none."""
+    slot, first, last = _next_task(counter, split)
+    while slot >= 0:
+        state, row = states[slot], sums[slot]
         _clear(state, row, first, last)
-        stop = min(data.shape[0], (group + 1) * group_points)
-        for start in range(group * group_points, stop, COLUMN_CHUNK):
+        begin, stop = _group_span(data, split.base + slot)
+        for start in range(begin, stop, COLUMN_CHUNK):
             count = min(COLUMN_CHUNK, stop - start)
-            _fill_columns(data, centre, start, count, columns)
+            _fill_columns(data.points, data.centre, start, count, columns)
             for b in range(first, last):
-                _column_squares(columns, count, e[b], beta[b], far[b], logits)
-                best = _scale_to_logits(logits, count, half[b], log_mass, start)
+                _column_squares(columns, count, e[b], queries[b].beta, queries[b].far, logits)
+                best = _scale_to_logits(logits, count, queries[b].half, data.log_mass, start)
                 _raise_reference(state[b], row[b], max(best, state[b, 0]), mean)
-                _weigh(logits, weights, count, state[b, 0], state[b], spread)
+                _weigh(logits, weights, count, state[b], spread)
                 if mean:
                     _add_columns(columns, count, weights, row[b])
-        group += 1
+        slot, first, last = _next_task(counter, split)
 
 
 @_jit()
-def _columns_logits(data, centre, log_mass, e, beta, half, far, start, stop, columns, out, out_at):
+def _columns_logits(data, queries, e, start, stop, out, out_at, columns):
     """Logits of the points start..stop-1, into the columns from `out_at` on."""
     for chunk in range(start, stop, COLUMN_CHUNK):
         count = min(COLUMN_CHUNK, stop - chunk)
-        _fill_columns(data, centre, chunk, count, columns)
+        _fill_columns(data.points, data.centre, chunk, count, columns)
         for b in range(e.shape[0]):
             logits = out[b, out_at : out_at + count]
-            _column_squares(columns, count, e[b], beta[b], far[b], logits)
-            _scale_to_logits(logits, count, half[b], log_mass, chunk)
+            _column_squares(columns, count, e[b], queries[b].beta, queries[b].far, logits)
+            _scale_to_logits(logits, count, queries[b].half, data.log_mass, chunk)
         out_at += count
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
+# The residual here is `(x - alpha m_i) - beta mu` with one rounding, which needs no centre and so reads less.
+
+
 @_jit(fastmath=_SUM)
-def _four_row_squares(a, b, c, d, centre, e, beta, squares):
-    """`_row_square` of four points, which share the reading of `centre` and `e`."""
+def _raw_square(row, raw, beta):
+    """`|x - alpha m_i - beta mu|^2`."""
+    total = 0.0
+    for k in range(raw.size):
+        residual = _fused(-beta, np.float64(row[k]), raw[k])
+        total += residual * residual
+    return total
+
+
+@_jit(fastmath=_SUM)
+def _four_raw_squares(a, b, c, d, raw, beta):
+    """`_raw_square` of four points, which share the reading of `raw`."""
     sa = sb = sc = sd = 0.0
-    for k in range(centre.size):
-        middle, value = centre[k], e[k]
-        ra = value - beta * (np.float64(a[k]) - middle)
-        rb = value - beta * (np.float64(b[k]) - middle)
-        rc = value - beta * (np.float64(c[k]) - middle)
-        rd = value - beta * (np.float64(d[k]) - middle)
+    for k in range(raw.size):
+        value = raw[k]
+        ra = _fused(-beta, np.float64(a[k]), value)
+        rb = _fused(-beta, np.float64(b[k]), value)
+        rc = _fused(-beta, np.float64(c[k]), value)
+        rd = _fused(-beta, np.float64(d[k]), value)
         sa += ra * ra
         sb += rb * rb
         sc += rc * rc
         sd += rd * rd
-    squares[0], squares[1], squares[2], squares[3] = sa, sb, sc, sd
+    return sa, sb, sc, sd
+
+
+@_jit(fastmath=_SUM)
+def _four_row_products(a, b, c, d, centre, e):
+    """`_row_product` of four points, which share the reading of `centre` and `e`."""
+    sa = sb = sc = sd = 0.0
+    for k in range(centre.size):
+        middle, value = centre[k], e[k]
+        sa += value * (np.float64(a[k]) - middle)
+        sb += value * (np.float64(b[k]) - middle)
+        sc += value * (np.float64(c[k]) - middle)
+        sd += value * (np.float64(d[k]) - middle)
+    return sa, sb, sc, sd
 
 
 @_jit()
-def _row_squares(data, centre, start, count, e, beta, far, squares):
-    """`|e - beta mu'|^2` of a chunk, or without `|e|^2` for a far query."""
-    if far:
-        for j in range(count):
-            squares[j] = _row_expanded(data[start + j], centre, e, beta)
-        return
-    whole = count - count % 4
+def _row_squares(data, start, count, raw, query, squares):
+    """`|x - alpha m_i - beta mu|^2` of a chunk."""
+    points, beta = data.points, query.beta
+    whole = 0 if raw.size <= ROW_IN_CACHE else count - count % 4
     for j in range(0, whole, 4):
         i = start + j
-        _four_row_squares(data[i], data[i + 1], data[i + 2], data[i + 3], centre, e, beta, squares[j : j + 4])
+        squares[j], squares[j + 1], squares[j + 2], squares[j + 3] = _four_raw_squares(
+            points[i], points[i + 1], points[i + 2], points[i + 3], raw, beta
+        )
     for j in range(whole, count):
-        squares[j] = _row_square(data[start + j], centre, e, beta)
+        squares[j] = _raw_square(points[start + j], raw, beta)
+
+
+@_jit()
+def _row_expansions(data, start, count, e, query, squares):
+    """`|e - beta mu'|^2 - |e|^2` of a chunk."""
+    points, centre, beta = data.points, data.centre, query.beta
+    whole = 0 if e.size <= ROW_IN_CACHE else count - count % 4
+    for j in range(0, whole, 4):
+        i = start + j
+        squares[j], squares[j + 1], squares[j + 2], squares[j + 3] = _four_row_products(
+            points[i], points[i + 1], points[i + 2], points[i + 3], centre, e
+        )
+    for j in range(whole, count):
+        squares[j] = _row_product(points[start + j], centre, e)
+    for j in range(count):
+        squares[j] = beta * (beta * data.squares[start + j] - 2.0 * squares[j])
+
+
+@_jit()
+def _row_logits(data, start, count, e, raw, query, logits):
+    """Logits of a chunk; returns the largest."""
+    if query.far:
+        _row_expansions(data, start, count, e, query, logits)
+    else:
+        _row_squares(data, start, count, raw, query, logits)
+    return _scale_to_logits(logits, count, query.half, data.log_mass, start)
 
 
 @_jit(fastmath={"contract"})
@@ -645,48 +755,45 @@ def _add_four_rows(a, b, c, d, centre, wa, wb, wc, wd, row):
 
 
 @_jit()
-def _add_rows(data, centre, start, count, weights, row):
+def _add_rows(points, centre, start, count, weights, row):
     """`row += sum_j weights_j mu'_j`, four points at a time so that `row` is read and written less often."""
     whole = count - count % 4
     for j in range(0, whole, 4):
         wa, wb, wc, wd = weights[j], weights[j + 1], weights[j + 2], weights[j + 3]
         if wa + wb + wc + wd > 0.0:
             i = start + j
-            _add_four_rows(data[i], data[i + 1], data[i + 2], data[i + 3], centre, wa, wb, wc, wd, row)
+            _add_four_rows(points[i], points[i + 1], points[i + 2], points[i + 3], centre, wa, wb, wc, wd, row)
     for j in range(whole, count):
         if weights[j] > 0.0:
-            _add_row(data[start + j], centre, weights[j], row)
+            _add_row(points[start + j], centre, weights[j], row)
 
 
 @_jit()
-def _rows_task(data, centre, log_mass, group_points, chunk, e, beta, half, far, group, last_group, base, first, last,
-               logits, weights, states, sums, mean, spread):
-    """Groups group..last_group-1 for the queries first..last-1."""
-    while group < last_group:
-        state, row = states[group - base], sums[group - base]
+def _rows_task(data, queries, e, raw, split, counter, states, sums, mean, spread, logits, weights):
+    """Tasks of the `rows` kernel, until there are none."""
+    slot, first, last = _next_task(counter, split)
+    while slot >= 0:
+        state, row = states[slot], sums[slot]
         _clear(state, row, first, last)
-        stop = min(data.shape[0], (group + 1) * group_points)
-        for start in range(group * group_points, stop, chunk):
-            count = min(chunk, stop - start)
+        begin, stop = _group_span(data, split.base + slot)
+        for start in range(begin, stop, logits.size):
+            count = min(logits.size, stop - start)
             for b in range(first, last):
-                _row_squares(data, centre, start, count, e[b], beta[b], far[b], logits)
-                best = _scale_to_logits(logits, count, half[b], log_mass, start)
+                best = _row_logits(data, start, count, e[b], raw[b], queries[b], logits)
                 _raise_reference(state[b], row[b], max(best, state[b, 0]), mean)
-                _weigh(logits, weights, count, state[b, 0], state[b], spread)
+                _weigh(logits, weights, count, state[b], spread)
                 if mean:
-                    _add_rows(data, centre, start, count, weights, row[b])
-        group += 1
+                    _add_rows(data.points, data.centre, start, count, weights, row[b])
+        slot, first, last = _next_task(counter, split)
 
 
 @_jit()
-def _rows_logits(data, centre, log_mass, chunk, e, beta, half, far, start, stop, out, out_at):
+def _rows_logits(data, queries, e, raw, start, stop, out, out_at, chunk):
     """Logits of the points start..stop-1, into the columns from `out_at` on."""
     for begin in range(start, stop, chunk):
         count = min(chunk, stop - begin)
         for b in range(e.shape[0]):
-            logits = out[b, out_at : out_at + count]
-            _row_squares(data, centre, begin, count, e[b], beta[b], far[b], logits)
-            _scale_to_logits(logits, count, half[b], log_mass, begin)
+            _row_logits(data, begin, count, e[b], raw[b], queries[b], out[b, out_at : out_at + count])
         out_at += count
 
 
@@ -694,23 +801,53 @@ def _rows_logits(data, centre, log_mass, chunk, e, beta, half, far, start, stop,
 
 
 @_jit()
-def _pack_queries(e, factor, packed):
-    """`factor e` rounded to T, as [block of ROWS queries][column][row], zero where there is no query or column."""
+def _screen_queries(queries, e, terms, screens, packed):
+    """What the screening takes of each query, and `q` or `yhat` as [block of ROWS queries][column][row] in T.
+
+    A sharp query's screened logit is `yhat.mu' - |mu'|^2 / 2 + log C D / beta^2` with `yhat = e / beta`: divided by
+    beta^2 / D, so that nothing overflows as D -> 0. Its window says how far below the best a point must be
+    looked at: infinitely where the screening would overflow. A smooth query has a negative window.
+    """
     packed[:] = 0
-    for b in range(e.shape[0]):
-        block, row = b // ROWS, b % ROWS
-        for k in range(e.shape[1]):
-            packed[block, k, row] = factor[b] * e[b, k]
+    size = e.shape[1]
+    for b in range(queries.size):
+        query, screen = queries[b], screens[b]
+        beta = query.beta
+        norm = math.sqrt(query.square)
+        ratio = beta * (beta / query.variance)
+        length = beta / query.variance * norm
+        factor = beta / query.variance
+        screen.window = -1.0
+        screen.half_square = 0.5 * ratio
+        screen.mass_factor = 1.0
+        screen.base = 0.0 if query.far else -query.half * query.square
+        sharp = (size + 4) * terms.roundoff * length * terms.largest > SHARP_ERROR
+        sharp |= math.sqrt(ratio) * terms.typical > terms.sharp_ratio * math.sqrt(size)
+        if sharp or not length < terms.limit:
+            target = norm / beta
+            error = terms.roundoff * (
+                (size + 4) * target * terms.largest + 2.0 * terms.largest**2 + 2.0 * terms.mass / ratio
+            )
+            factor = 1.0 / beta
+            screen.half_square = 0.5
+            screen.mass_factor = min(1.0 / ratio, terms.limit)
+            screen.window = 2.0 * error + terms.cut / ratio
+            if not (target + terms.largest) * (1.0 + terms.largest) < terms.limit:
+                screen.window = np.inf
+                factor = 0.0
+        block, row = packed[b // ROWS], b % ROWS
+        for k in range(size):
+            block[k, row] = factor * e[b, k]
 
 
 @_jit()
-def _fill_tile(data, centre, start, count, rows, first_column, width, tile):
+def _fill_tile(points, centre, start, count, rows, first_column, width, tile):
     """`mu'` of a panel of columns, [point][column], padded with zeros to `rows` points and `width` columns."""
     used = min(width, centre.size - first_column)
     middle = centre[first_column : first_column + used]
     for j in range(count):
         out = tile[j]
-        source = data[start + j, first_column : first_column + used]
+        source = points[start + j, first_column : first_column + used]
         for k in range(used):
             out[k] = source[k] - middle[k]
         out[used:width] = 0
@@ -719,7 +856,7 @@ def _fill_tile(data, centre, start, count, rows, first_column, width, tile):
 
 
 @_jit()
-def _screen_chunk(data, centre, start, count, tile, turned, packed, first, last, logits):
+def _screen_chunk(points, centre, start, count, tile, turned, packed, first, last, logits):
     """`q . mu'` of the queries first..last-1 with a chunk; leaves the last panel of columns in `tile`."""
     lanes = _lane_count(tile)
     pair = 2 * lanes
@@ -728,7 +865,7 @@ def _screen_chunk(data, centre, start, count, tile, turned, packed, first, last,
     rows = (count + pair - 1) // pair * pair
     for column in range(0, columns, panel):
         width = min(panel, columns - column)
-        _fill_tile(data, centre, start, count, rows, column, width, tile)
+        _fill_tile(points, centre, start, count, rows, column, width, tile)
         for j in range(0, rows, lanes):
             for k in range(0, width, lanes):
                 place = (j // pair * panel + k) * pair + j % pair
@@ -791,28 +928,32 @@ def _sum_weights(weights, differences, count, spread):
 
 
 @_jit()
-def _exact_logit(data, centre, log_mass, j, e, beta, half, far):
-    square = _row_expanded(data[j], centre, e, beta) if far else _row_square(data[j], centre, e, beta)
-    return (log_mass[j] if log_mass.size else 0.0) - half * square
+def _exact_logit(data, j, e, query):
+    row = data.points[j]
+    if query.far:
+        square = query.beta * (query.beta * data.squares[j] - 2.0 * _row_product(row, data.centre, e))
+    else:
+        square = _row_square(row, data.centre, e, query.beta)
+    return (data.log_mass[j] if data.log_mass.size else 0.0) - query.half * square
 
 
 @_jit()
-def _smooth_query(data, centre, log_mass, start, count, e, beta, half, far, logits, weights, best, square_factor,
-                  squares, base, pair_limit, cut, state, spread):
+def _smooth_query(data, terms, start, count, e, query, screen, squares, logits, weights, best, state, spread):
     """Weights of a chunk for a smooth query; returns the factors of the sums so far and of the chunk's."""
-    reference = np.float64(best) + base
-    if reference < state[0] - cut:
+    reference = np.float64(best) + screen.base
+    if reference < state[0] - terms.cut:
         return 1.0, 0.0
     keep = _move_reference(state, max(reference, state[0]))
     gain = _exp(reference - state[0])
+    square_factor = screen.half_square + screen.half_square
     worst = _smooth_weights(logits, weights, count, best, square_factor, squares)
-    if not gain * worst <= pair_limit:
+    if not gain * worst <= terms.pair_limit:
         for j in range(count):
             size = abs(np.float64(logits[j]) + np.float64(best)) + square_factor * squares[j]
-            if not gain * weights[j] * size <= pair_limit:
-                logit = _exact_logit(data, centre, log_mass, start + j, e, beta, half, far)
-                logits[j] = logit - reference
-                weights[j] = _exp(logit - reference)
+            if not gain * weights[j] * size <= terms.pair_limit:
+                difference = _exact_logit(data, start + j, e, query) - reference
+                logits[j] = difference
+                weights[j] = _exp(difference)
     total, slope, collision = _sum_weights(weights, logits, count, spread)
     state[1] += gain * total
     if spread:
@@ -822,33 +963,32 @@ def _smooth_query(data, centre, log_mass, start, count, e, beta, half, far, logi
 
 
 @_jit()
-def _sharp_query(data, centre, log_mass, start, count, e, beta, half, far, logits, floor, cut, state, row, exact,
-                 chosen, mean):
+def _sharp_query(data, terms, start, count, e, query, logits, floor, state, row, exact, chosen, mean):
     """A chunk for a sharp query: every point screened at or above `floor` exactly, in float64 throughout."""
     found = 0
     best = LOWEST
     for j in range(count):
         if not logits[j] < floor:
-            exact[found] = _exact_logit(data, centre, log_mass, start + j, e, beta, half, far)
+            exact[found] = _exact_logit(data, start + j, e, query)
             chosen[found] = start + j
             best = max(best, exact[found])
             found += 1
-    if best < state[0] - cut:
+    if best < state[0] - terms.cut:
         return
     _raise_reference(state, row, max(best, state[0]), mean)
     for i in range(found):
         difference = exact[i] - state[0]
-        if difference >= -cut:
+        if difference >= -terms.cut:
             weight = _exp(difference)
             state[1] += weight
             state[2] += weight * difference
             state[3] += weight * weight
             if mean:
-                _add_row(data[chosen[i]], centre, weight, row)
+                _add_row(data.points[chosen[i]], data.centre, weight, row)
 
 
 @_jit()
-def _add_tile(data, centre, start, count, tile, weights, keep, gain, first, last, sums):
+def _add_tile(points, centre, start, count, tile, weights, keep, gain, first, last, sums):
     """`sums = keep sums + gain sum_j weights_j mu'_j` for the queries first..last-1, where any gain is not zero."""
     lanes = _lane_count(tile)
     panel = tile.shape[1]
@@ -856,7 +996,7 @@ def _add_tile(data, centre, start, count, tile, weights, keep, gain, first, last
     for column in range(0, columns, panel):
         width = min(panel, columns - column)
         if columns > panel:  # a single panel is still there from the screening
-            _fill_tile(data, centre, start, count, count, column, width, tile)
+            _fill_tile(points, centre, start, count, count, column, width, tile)
         for k in range(0, width, 2 * lanes):
             for b in range(first, last, ROWS):
                 row = b - first
@@ -867,42 +1007,47 @@ def _add_tile(data, centre, start, count, tile, weights, keep, gain, first, last
 
 
 @_jit()
-def _tiles_task(data, centre, narrow_centre, log_mass, narrow_mass, squares, group_points, e, beta, half, far, packed,
-                half_square, mass_factor, window, base, pair_limit, cut, group, first_slot, first, last, count_queries,
-                tile, turned, logits, weights, keep, gain, exact, chosen, states, sums, mean, spread):
-    """One group for the queries first..last-1, whole blocks of ROWS, of which `count_queries` are real in all."""
-    state, row = states[group - first_slot], sums[group - first_slot]
-    _clear(state, row, first, last)
-    stop = min(data.shape[0], (group + 1) * group_points)
-    for start in range(group * group_points, stop, CHUNK):
-        count = min(CHUNK, stop - start)
-        _screen_chunk(data, narrow_centre, start, count, tile, turned, packed, first, last, logits)
-        some_squares = squares[start : start + count]
-        some_mass = narrow_mass[start : start + count]
-        active = False
-        for b in range(first, min(last, count_queries)):
-            i = b - first
-            best = _finish_logits(logits[i], count, half_square[b], some_squares, some_mass, mass_factor[b])
-            if window[b] >= 0.0:
-                _sharp_query(
-                    data, centre, log_mass, start, count, e[b], beta[b], half[b], far[b], logits[i],
-                    np.float64(best) - window[b], cut, state[b], row[b], exact, chosen, mean,
-                )
-            else:
-                keep[i], gain[i] = _smooth_query(
-                    data, centre, log_mass, start, count, e[b], beta[b], half[b], far[b], logits[i], weights[i], best,
-                    half_square[b] + half_square[b], some_squares, base[b], pair_limit, cut, state[b], spread,
-                )
-                active |= gain[i] > 0.0
-        if mean and active:
-            _add_tile(data, narrow_centre, start, count, tile, weights, keep, gain, first, last, row)
+def _tiles_task(data, queries, e, tiles, terms, screens, packed, split, counter, states, sums, mean, spread, tile,
+                turned, logits, weights, keep, gain, exact, chosen):
+    """Tasks of the `tiles` kernel, until there are none. A task is for whole blocks of ROWS queries."""
+    slot, first, last = _next_task(counter, split)
+    while slot >= 0:
+        state, row = states[slot], sums[slot]
+        _clear(state, row, first, last)
+        keep[:] = 1.0
+        gain[:] = 0.0
+        begin, stop = _group_span(data, split.base + slot)
+        for start in range(begin, stop, CHUNK):
+            count = min(CHUNK, stop - start)
+            _screen_chunk(data.points, tiles.centre, start, count, tile, turned, packed, first, last, logits)
+            squares = tiles.squares[start : start + count]
+            log_mass = tiles.log_mass[start : start + count]
+            active = False
+            for b in range(first, min(last, queries.size)):
+                i = b - first
+                query, screen = queries[b], screens[b]
+                best = _finish_logits(logits[i], count, screen.half_square, squares, log_mass, screen.mass_factor)
+                if screen.window >= 0.0:
+                    _sharp_query(
+                        data, terms, start, count, e[b], query, logits[i], np.float64(best) - screen.window,
+                        state[b], row[b], exact, chosen, mean,
+                    )
+                else:
+                    keep[i], gain[i] = _smooth_query(
+                        data, terms, start, count, e[b], query, screen, squares, logits[i], weights[i], best, state[b],
+                        spread,
+                    )
+                    active |= gain[i] > 0.0
+            if mean and active:
+                _add_tile(data.points, tiles.centre, start, count, tile, weights, keep, gain, first, last, row)
+        slot, first, last = _next_task(counter, split)
 
 
 # --- folding groups and finishing ------------------------------------------------------------------------------------
 
 
 @_jit(fastmath={"contract"})
-def _fold(states, sums, slots, first, last, total_states, total_sums, mean):
+def _fold(states, sums, slots, total_states, total_sums, mean, first, last):
     """Add groups to the totals, in their order, for the queries first..last-1."""
     for b in range(first, last):
         total = total_states[b]
@@ -921,21 +1066,23 @@ def _fold(states, sums, slots, first, last, total_states, total_sums, mean):
 
 
 @_jit()
-def _finish(states, sums, centre, e, beta, offset, log_total, mean_out, residual_out, entropy, collision):
+def _finish(data, queries, e, state, sums, log_total, mean, residual, entropy, collision):
     """Totals to normalised moments; outputs that were not asked for are empty."""
-    for b in range(log_total.size):
-        total = states[b, 1]
-        log_total[b] = (states[b, 0] + np.log(total)) + offset[b]
+    centre = data.centre
+    for b in range(queries.size):
+        beta = queries[b].beta
+        total = state[b, 1]
+        log_total[b] = (state[b, 0] + math.log(total)) + queries[b].offset
         if entropy.size:
-            entropy[b] = np.log(total) - states[b, 2] / total
-            collision[b] = states[b, 3] / (total * total)
-        if mean_out.size:
-            row, values, point, residual = sums[b], e[b], mean_out[b], residual_out[b]
+            entropy[b] = math.log(total) - state[b, 2] / total
+            collision[b] = state[b, 3] / (total * total)
+        if mean.size:
+            row, values, point, rest = sums[b], e[b], mean[b], residual[b]
             inverse = 1.0 / total
             for k in range(centre.size):
-                offset_mean = row[k] * inverse
-                point[k] = centre[k] + offset_mean
-                residual[k] = values[k] - beta[b] * offset_mean
+                offset = row[k] * inverse
+                point[k] = centre[k] + offset
+                rest[k] = values[k] - beta * offset
 
 
 # --- threads ---------------------------------------------------------------------------------------------------------
@@ -1014,59 +1161,140 @@ def load() -> Backend:
     )
 
 
+class Data(NamedTuple):
+    """The data as every kernel takes them; `log_mass` is empty where all masses are equal."""
+
+    points: np.ndarray
+    centre: np.ndarray
+    squares: np.ndarray  # |mu'|^2
+    log_mass: np.ndarray
+    group_points: int
+
+
+class Tiles(NamedTuple):
+    """The data's numbers in the compute dtype T of the tiles."""
+
+    centre: np.ndarray
+    log_mass: np.ndarray
+    squares: np.ndarray
+
+
+class Terms(NamedTuple):
+    """What decides where T does not suffice.
+
+    Attributes:
+        roundoff: u of T. limit: size below which nothing overflows in T.
+        largest, typical: largest and root mean square |mu'|. mass: largest |log C| of a mass above zero.
+        sharp_ratio, pair_limit, cut: see SHARP_RATIO, PAIR_ERROR (in units of a typical error) and NEGLIGIBLE.
+    """
+
+    roundoff: float
+    limit: float
+    largest: float
+    typical: float
+    mass: float
+    sharp_ratio: float
+    pair_limit: float
+    cut: float
+
+
+def _terms(size: int, count: int, largest: float, typical: float, mass: float) -> Terms:
+    """For T of `size` bytes and `count` points."""
+    numbers = np.finfo(f"f{size}")
+    roundoff = float(numbers.eps) / 2
+    return Terms(
+        roundoff=roundoff,
+        limit=1e-3 * float(numbers.max),
+        largest=largest,
+        typical=typical,
+        mass=mass,
+        sharp_ratio=SHARP_RATIO[size],
+        pair_limit=PAIR_ERROR[size] / (TYPICAL_ERROR * roundoff),
+        cut=math.log(count) + NEGLIGIBLE[size],
+    )
+
+
+class Split(NamedTuple):
+    """Tasks of one round: the groups base..base+slots-1, times parts of `task_queries` of `rows` queries."""
+
+    base: int
+    slots: int
+    rows: int
+    task_queries: int
+
+
+# Numbers of a query: D is `variance`, `half` is 1 / (2 D), `square` is |e|^2; `offset` is what its logits lack.
+QUERY = np.dtype(
+    [("beta", "f8"), ("variance", "f8"), ("half", "f8"), ("square", "f8"), ("offset", "f8"), ("far", "?")], align=True
+)
+# Numbers of a query in the screening by tiles, by bytes of T: see `_screen_queries`.
+SCREEN = {
+    size: np.dtype(
+        [("window", "f8"), ("base", "f8"), ("half_square", f"f{size}"), ("mass_factor", f"f{size}")], align=True
+    )
+    for size in (4, 8)
+}
+
+
+class Queries(NamedTuple):
+    """A block of queries: their numbers (QUERY), `e`, and `x - alpha m_i` if the kernel takes that."""
+
+    numbers: np.ndarray
+    e: np.ndarray
+    raw: np.ndarray
+
+
 class Compiled:
     """A data set in the hands of the compiled kernels (see `Prepared`)."""
 
     def __init__(self, points: Points, num_threads: int | None):
-        self.data = points.data
-        self.count, self.size = points.data.shape
+        data = self.points = points.data
+        self.count, self.size = data.shape
         self.threads = num_threads or usable_cores()
-        self.log_mass = np.empty(0) if points.log_mass is None else points.log_mass
-        # Log masses as the screening products take them: float32 holds them, and zero mass stays far below all.
-        self.narrow_mass = {4: np.maximum(self.log_mass, -1e30).astype(np.float32), 8: self.log_mass}
-        self.mass_size = float(np.max(np.abs(self.log_mass), where=self.log_mass > 0.1 * LOWEST, initial=0.0))
-        self.log_share = -math.log(self.count) if points.log_mass is None else 0.0
         self.source_mean = np.empty(0) if points.source_mean is None else points.source_mean
+        self.log_mass = np.empty(0) if points.log_mass is None else points.log_mass
+        self.constant = -math.log(self.count) if points.log_mass is None else 0.0
 
-        blocks = self._spans(0, self.count, -(-self.count // GROUPS))
-        totals = np.zeros((len(blocks), self.size))
-        spans = [(*span, total) for span, total in zip(blocks, totals, strict=True)]
-        self._run(lambda start, stop, total: _sum_points(self.data, start, stop, total), spans, self.count)
-        centre = self.data[0].astype(np.float64) + totals.sum(axis=0) / self.count
+        spans = _spans(0, self.count, -(-self.count // GROUPS))
+        totals = np.zeros((len(spans), self.size))
+        self._run(_sum_points, [(data, *span, total) for span, total in zip(spans, totals, strict=True)], self.count)
         # In the dtype of the data, so that the difference of a point and the centre has one rounding at most.
-        self.narrow_centre = centre.astype(self.data.dtype)
-        self.centre = self.narrow_centre.astype(np.float64)
-        squares = np.empty(self.count)
-        self._run(
-            lambda start, stop: _point_squares(self.data, self.centre, start, stop, squares), blocks, self.count
-        )
-        self.largest = math.sqrt(squares.max())
-        self.typical = math.sqrt(squares.mean())
-        self.squares = {8: squares}
-        if self.data.dtype == np.float32 and NARROW_RANGE[0] < self.largest < NARROW_RANGE[1]:
-            self.squares[4] = squares.astype(np.float32)
+        centre = (data[0] + totals.sum(axis=0) / self.count).astype(data.dtype)
+        self.centre = centre.astype(np.float64)
+        squares = self.squares = np.empty(self.count)
+        self._run(_point_squares, [(data, self.centre, *span, squares) for span in spans], self.count)
+        self.largest, typical = math.sqrt(squares.max()), math.sqrt(squares.mean())
+        self.tiles = {8: Tiles(self.centre, self.log_mass, squares)}
+        if data.dtype == np.float32 and NARROW_RANGE[0] < self.largest < NARROW_RANGE[1]:
+            # float32 holds these log masses, and zero mass stays far below all.
+            masses = np.maximum(self.log_mass, -1e30).astype(np.float32)
+            self.tiles[4] = Tiles(centre, masses, squares.astype(np.float32))
+        mass = float(np.max(np.abs(self.log_mass), where=self.log_mass > 0.1 * LOG_ZERO, initial=0.0))
+        self.terms = {size: _terms(size, self.count, self.largest, typical, mass) for size in self.tiles}
 
     def moments(self, x: np.ndarray, coefficients: np.ndarray, mean: bool, spread: bool) -> Moments:
         count = len(x)
         vectors = x.shape if mean else (0, self.size)
         scalars = count if spread else 0
         outputs = (
-            np.empty(count), np.empty(vectors, x.dtype), np.empty(vectors, x.dtype), np.empty(scalars),
+            np.empty(count),
+            np.empty(vectors, x.dtype),
+            np.empty(vectors, x.dtype),
             np.empty(scalars),
-        )  # fmt: skip
+            np.empty(scalars),
+        )
         if self.size <= SMALL_SIZE:
-            plan = _Columns(self, mean, spread)
+            plan = Columns(self)
         elif count <= SMALL_BATCH:
-            plan = _Rows(self, mean, spread)
+            plan = Rows(self)
         else:
-            plan = _Tiles(self, mean, spread, x.dtype, count)
-        coefficients = np.broadcast_to(coefficients, (3, count))
-        for first, last in self._spans(0, count, plan.queries_at_a_time(count)):
+            plan = TilePlan(self, x.dtype, count)
+        step = plan.queries_at_a_time()
+        for first, last in _spans(0, count, step):
             some = slice(first, last)
-            queries = Queries(self, x[some], coefficients[:, some])
-            states, sums = self._total(plan, queries, mean)
-            parts = (o[some] if len(o) else o for o in outputs)
-            _finish(states, sums, self.centre, queries.e, queries.beta, queries.offset, *parts)
+            queries = self._queries(plan, x[some], coefficients[:, some] if coefficients.shape[1] > 1 else coefficients)
+            parts = [o[some] if len(o) else o for o in outputs]
+            _finish(plan.data, queries.numbers, queries.e, *self._total(plan, queries, mean, spread), *parts)
         log_total, average, residual, entropy, collision = outputs
         return Moments(
             log_total=log_total,
@@ -1077,232 +1305,156 @@ class Compiled:
         )
 
     def logits(self, x: np.ndarray, coefficients: np.ndarray, start: int, stop: int) -> np.ndarray:
-        queries = Queries(self, x, np.broadcast_to(coefficients, (3, len(x))))
+        plan = Columns(self) if self.size <= SMALL_SIZE else Rows(self)
+        queries = self._queries(plan, x, coefficients)
+        fixed = plan.data, queries.numbers, queries.e, *plan.prepare(queries)
         out = np.empty((len(x), stop - start))
-        points = (self.data, self.centre, self.log_mass)
-        numbers = (queries.e, queries.beta, queries.half, queries.far)
-
-        def columns(first: int, last: int, *space: np.ndarray) -> None:
-            _columns_logits(*points, *numbers, first, last, *space, out, first - start)
-
-        def rows(first: int, last: int) -> None:
-            _rows_logits(*points, _row_chunk(self), *numbers, first, last, out, first - start)
-
-        spans = self._spans(start, stop, max(COLUMN_CHUNK, -(-(stop - start) // GROUPS)))
-        work = (stop - start) * len(x)
-        if self.size <= SMALL_SIZE:
-            self._run(columns, spans, work, lambda: (_aligned((self.size, COLUMN_CHUNK), np.float64),))
-        else:
-            self._run(rows, spans, work)
-        out += (self.log_share + queries.offset)[:, None]
+        step = max(COLUMN_CHUNK, -(-(stop - start) // GROUPS))
+        tasks = [(*fixed, *span, out, span[0] - start) for span in _spans(start, stop, step)]
+        self._run(plan.logits, tasks, len(x) * (stop - start), plan.logits_workspace)
+        out += queries.numbers["offset"][:, None]
         return out
 
-    def _total(self, plan: _Plan, queries: Queries, mean: bool) -> tuple[np.ndarray, np.ndarray]:
-        """States and sums of all the data for one block of queries: as many groups at a time as memory is given."""
+    def _queries(self, plan: Plan, x: np.ndarray, coefficients: np.ndarray) -> Queries:
+        queries = Queries(
+            np.empty(len(x), QUERY), np.empty(x.shape), np.empty(x.shape if plan.takes_raw else (1, x.shape[1]))
+        )
+        data = self.source_mean, self.centre, self.largest, self.constant
+        _centre_queries(x, coefficients, *data, queries.numbers, queries.e, queries.raw)
+        return queries
+
+    def _total(self, plan: Plan, queries: Queries, mean: bool, spread: bool) -> tuple[np.ndarray, np.ndarray]:
+        """States and sums over all the data for one block of queries: as many groups at a time as memory is given."""
         count = len(queries.e)
         rows = -(-count // plan.rows) * plan.rows
         columns = plan.columns if mean else 0
-        at_a_time = max(self.threads, STATE_BYTES // (8 * rows * max(columns, 4)))
-        groups = -(-self.count // plan.group_points)
-        slots = min(groups, at_a_time)
-        states, sums = np.empty((slots, rows, 4)), _aligned((slots, rows, columns), np.float64)
-        task = plan.task(queries, states, sums)
+        groups = -(-self.count // plan.data.group_points)
+        slots = min(groups, max(self.threads, STATE_BYTES // (8 * rows * max(columns, 4))))
+        states, sums = np.empty((slots + 1, rows, 4)), _aligned((slots + 1, rows, columns), np.float64)
+        _clear(states[slots], sums[slots], 0, rows)
+        extra = plan.prepare(queries)
         work = self.count * count
-        parts = self._spans(0, rows, plan.task_queries)
-        if groups == 1:
-            self._run(task, [(0, 1, 0, *part) for part in parts], work, plan.workspace)
-            return states[0], sums[0]
-        total = np.zeros((rows, 4)), np.zeros((rows, columns))
-        total[0][:, 0] = LOWEST
         for base in range(0, groups, slots):
-            last = min(groups, base + slots)
-            if work * (self.size + EXP_WORK) < SERIAL_WORK:
-                tasks = [(base, last, base, *part) for part in parts]
-            else:
-                tasks = [(group, group + 1, base, *part) for group in range(base, last) for part in parts]
-            self._run(task, tasks, work, plan.workspace)
-            folds = self._spans(0, count, max(1, -(-count // GROUPS)))
-            self._run(
-                lambda a, b, held=last - base: _fold(states, sums, held, a, b, *total, mean), folds, (last - base) * rows
-            )
-        return total
+            held = min(slots, groups - base)
+            split = Split(base, held, rows, plan.task_queries)
+            task = (plan.data, queries.numbers, queries.e, *extra, split, np.zeros(1, np.int64))
+            task = (*task, states, sums, mean, spread)
+            tasks = held * -(-rows // plan.task_queries)
+            self._run(plan.kernel, [task] * min(self.threads, tasks), work, plan.workspace)
+            folds = _spans(0, rows, max(ROWS, -(-rows // GROUPS)))
+            fold = (states, sums, held, states[slots], sums[slots], mean)
+            self._run(_fold, [(*fold, *span) for span in folds], held * rows)
+        return states[slots], sums[slots]
 
     def _run(self, task: Callable, tasks: list[tuple], work: int, workspace: Callable = tuple) -> None:
         """`_run` on this field's threads, or on the caller's alone for little work (pairs of query and point)."""
-        if self.threads == 1 or len(tasks) == 1 or work * (self.size + EXP_WORK) < SERIAL_WORK:
-            space = workspace()
-            for arguments in tasks:
-                task(*arguments, *space)
-        else:
-            _run(task, tasks, self.threads, workspace)
-
-    @staticmethod
-    def _spans(start: int, stop: int, step: int) -> list[tuple[int, int]]:
-        return [(i, min(i + step, stop)) for i in range(start, stop, step)]
+        little = work * (self.size + EXP_WORK) < SERIAL_WORK
+        _run(task, tasks, 1 if little else self.threads, workspace)
 
 
-class Queries:
-    """What the kernels need of a block of queries: `e`, and per query beta, 1 / (2 variance) and whether it is far.
-
-    `offset` is what a logit lacks of being absolute. For a far query that includes `-|e|^2 / (2 variance)`.
-    """
-
-    def __init__(self, prepared: Compiled, x: np.ndarray, coefficients: np.ndarray):
-        count, size = x.shape
-        alpha, self.beta, self.variance = np.ascontiguousarray(coefficients)
-        self.e = np.empty((count, size))
-        self.squares = np.empty(count)
-        _centre_queries(x, alpha, self.beta, prepared.source_mean, prepared.centre, self.e, self.squares)
-        self.half = 0.5 / self.variance
-        self.far = self.squares > (2.0 * prepared.largest * self.beta) ** 2
-        self.offset = (-0.5 * size) * np.log(self.variance) + prepared.log_share
-        self.offset -= np.where(self.far, self.half * self.squares, 0.0)
-
-
-def _group_points(count: int, chunk: int) -> int:
-    """Points of a group: whole chunks, at most GROUPS groups."""
-    return -(-count // (chunk * GROUPS)) * chunk
-
-
-def _row_chunk(prepared: Compiled) -> int:
-    return max(4, ROW_CHUNK_BYTES // prepared.data[0].nbytes // 4 * 4)
-
-
-class _Plan:
-    """One kernel for one call: how it cuts the work, its workspace and its task.
+class Plan:
+    """One kernel: how it cuts the work, its workspace and what it takes.
 
     Attributes:
-        rows: queries are padded to a multiple of this; columns: length of a row of sums.
-        task_queries: queries of one task; group_points: points of one group.
+        kernel: compiled function that works on tasks until none are left.
+        rows: queries are padded to a multiple of this. columns: length of a row of sums.
+        task_queries: queries of one task. takes_raw: whether it takes `x - alpha m_i`.
     """
 
+    kernel: Callable
     rows = 1
+    takes_raw = False
 
-    def __init__(self, prepared: Compiled, mean: bool, spread: bool, chunk: int, task_queries: int):
-        self.prepared, self.mean, self.spread, self.chunk = prepared, mean, spread, chunk
-        self.columns = prepared.size
-        self.task_queries = task_queries
-        self.group_points = _group_points(prepared.count, chunk)
+    def __init__(self, prepared: Compiled, chunk: int, task_queries: int, columns: int):
+        groups = -(-prepared.count // (chunk * GROUPS))  # whole chunks, at most GROUPS groups
+        self.data = Data(prepared.points, prepared.centre, prepared.squares, prepared.log_mass, groups * chunk)
+        self.task_queries, self.columns = task_queries, columns
 
-    def queries_at_a_time(self, count: int) -> int:
+    def queries_at_a_time(self) -> int:
         """Queries whose partial sums over all groups fit the memory they are given, but at least one task's."""
-        groups = -(-self.prepared.count // self.group_points)
+        groups = -(-len(self.data.points) // self.data.group_points)
         fitting = STATE_BYTES // (8 * groups * max(self.columns, 4))
         return max(1, fitting // self.task_queries) * self.task_queries
 
-    def points(self) -> tuple:
-        return self.prepared.data, self.prepared.centre, self.prepared.log_mass
-
-
-class _Columns(_Plan):
-    def __init__(self, prepared: Compiled, mean: bool, spread: bool):
-        super().__init__(prepared, mean, spread, COLUMN_CHUNK, 256)
+    def prepare(self, queries: Queries) -> tuple:
+        """What the kernel takes beside the arguments that all kernels take."""
+        return ()
 
     def workspace(self) -> tuple:
-        one = (COLUMN_CHUNK,)
-        return _aligned((self.columns, *one), np.float64), _aligned(one, np.float64), _aligned(one, np.float64)
-
-    def task(self, queries: Queries, states: np.ndarray, sums: np.ndarray) -> Callable:
-        fixed = (*self.points(), self.group_points, queries.e, queries.beta, queries.half, queries.far)
-
-        def task(*place_and_space):
-            _columns_task(*fixed, *place_and_space, states, sums, self.mean, self.spread)
-
-        return task
+        """Arrays of one thread."""
+        raise NotImplementedError
 
 
-class _Rows(_Plan):
-    def __init__(self, prepared: Compiled, mean: bool, spread: bool):
-        super().__init__(prepared, mean, spread, _row_chunk(prepared), SMALL_BATCH)
+class Columns(Plan):
+    kernel = staticmethod(_columns_task)
+    logits = staticmethod(_columns_logits)
+
+    def __init__(self, prepared: Compiled):
+        super().__init__(prepared, COLUMN_CHUNK, 256, prepared.size)
+
+    def workspace(self) -> tuple:
+        return *self.logits_workspace(), np.empty(COLUMN_CHUNK), np.empty(COLUMN_CHUNK)
+
+    def logits_workspace(self) -> tuple:
+        return (np.empty((self.columns, COLUMN_CHUNK)),)
+
+
+class Rows(Plan):
+    kernel = staticmethod(_rows_task)
+    logits = staticmethod(_rows_logits)
+    takes_raw = True
+
+    def __init__(self, prepared: Compiled):
+        self.chunk = max(4, ROW_CHUNK_BYTES // prepared.points[0].nbytes // 4 * 4)
+        super().__init__(prepared, self.chunk, SMALL_BATCH, prepared.size)
 
     def workspace(self) -> tuple:
         return np.empty(self.chunk), np.empty(self.chunk)
 
-    def task(self, queries: Queries, states: np.ndarray, sums: np.ndarray) -> Callable:
-        fixed = (*self.points(), self.group_points, self.chunk, queries.e, queries.beta, queries.half, queries.far)
+    def prepare(self, queries: Queries) -> tuple:
+        return (queries.raw,)
 
-        def task(*place_and_space):
-            _rows_task(*fixed, *place_and_space, states, sums, self.mean, self.spread)
-
-        return task
+    def logits_workspace(self) -> tuple:
+        return (self.chunk,)
 
 
-class _Tiles(_Plan):
+class TilePlan(Plan):
+    kernel = staticmethod(_tiles_task)
     rows = ROWS
 
-    def __init__(self, prepared: Compiled, mean: bool, spread: bool, dtype: np.dtype, count: int):
-        self.bytes = 4 if dtype == np.float32 and 4 in prepared.squares else 8
+    def __init__(self, prepared: Compiled, dtype: np.dtype, count: int):
+        self.prepared = prepared
+        self.bytes = 4 if dtype == np.float32 and 4 in prepared.tiles else 8
         self.dtype = np.float32 if self.bytes == 4 else np.float64
         pair = 2 * VECTOR_BYTES // self.bytes
         columns = -(-prepared.size // pair) * pair
         # Queries of a task: many, because they share the packing of a tile; bounded by the memory of their sums;
         # and even, so that the last task is not a scrap.
         most = min(128, max(32, STATE_BYTES // (8 * columns * max(4, prepared.threads))))
-        even = -(-count // -(-count // most))
-        super().__init__(prepared, mean, spread, CHUNK, -(-even // ROWS) * ROWS)
-        self.columns = columns
+        even = -(-count // max(1, -(-count // most)))
+        super().__init__(prepared, CHUNK, max(1, -(-even // ROWS)) * ROWS, columns)
 
     def workspace(self) -> tuple:
-        tile = (CHUNK, PANEL_BYTES // self.bytes)
-        weights = (self.task_queries, CHUNK)
+        panel = PANEL_BYTES // self.bytes
         return (
-            _aligned(tile, self.dtype),
-            _aligned((tile[0] * tile[1],), self.dtype),
-            _aligned(weights, self.dtype),
-            np.zeros(weights, self.dtype),
-            np.ones(self.task_queries),
-            np.zeros(self.task_queries),
+            _aligned((CHUNK, panel), self.dtype),
+            _aligned((CHUNK * panel,), self.dtype),
+            _aligned((self.task_queries, CHUNK), self.dtype),
+            np.zeros((self.task_queries, CHUNK), self.dtype),
+            np.empty(self.task_queries),
+            np.empty(self.task_queries),
             np.empty(CHUNK),
             np.empty(CHUNK, np.int64),
         )
 
-    def task(self, queries: Queries, states: np.ndarray, sums: np.ndarray) -> Callable:
-        p = self.prepared
-        u = np.finfo(self.dtype).eps / 2
-        cut = math.log(p.count) + NEGLIGIBLE[self.bytes]
-        sharp, scale, window = self._sharp(queries, u, cut)
-        beta, half = queries.beta, queries.half
-        factor = np.where(sharp, 1.0, beta * scale) / np.where(sharp, beta, 1.0)
-        packed = _aligned((-(-len(beta) // ROWS), self.columns, ROWS), self.dtype)
-        _pack_queries(queries.e, np.where(np.isinf(window), 0.0, factor), packed)
-        fixed = (
-            *(p.data, p.centre, p.narrow_centre.astype(self.dtype), p.log_mass),
-            *(p.narrow_mass[self.bytes], p.squares[self.bytes], self.group_points),
-            *(queries.e, beta, half, queries.far, packed),
-            np.where(sharp, 0.5, beta * beta * half).astype(self.dtype),
-            np.where(sharp, 1.0 / np.where(sharp, beta * beta * scale, 1.0), 1.0).astype(self.dtype),
-            window,
-            np.where(queries.far, 0.0, -half * queries.squares),
-            PAIR_ERROR[self.bytes] / (TYPICAL_ERROR * u),
-            cut,
-        )
+    def prepare(self, queries: Queries) -> tuple:
+        tiles, terms = self.prepared.tiles[self.bytes], self.prepared.terms[self.bytes]
+        count = len(queries.e)
+        screens = np.empty(count, SCREEN[self.bytes])
+        packed = _aligned((-(-count // ROWS), self.columns, ROWS), self.dtype)
+        _screen_queries(queries.numbers, queries.e, terms, screens, packed)
+        return tiles, terms, screens, packed
 
-        def task(group, last_group, base, first, last, *space):
-            for g in range(group, last_group):
-                _tiles_task(*fixed, g, base, first, last, len(beta), *space, states, sums, self.mean, self.spread)
 
-        return task
-
-    def _sharp(self, queries: Queries, u: float, cut: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Which queries are sharp, 1 / variance, and how far below the best a screened point must be looked at.
-
-        A screened logit is `yhat.mu' - |mu'|^2 / 2 + log C D / beta^2` with `yhat = e / beta`: beta^2 / D divides
-        it, so that nothing overflows as D -> 0. The window is negative for smooth queries; it is infinite where the
-        screening would overflow.
-        """
-        p = self.prepared
-        norm = np.sqrt(queries.squares)
-        scale = 1.0 / queries.variance
-        ratio = queries.beta * queries.beta * scale
-        terms = p.size + 4
-        size = queries.beta * scale * norm
-        sharp = terms * u * size * p.largest > SHARP_ERROR
-        sharp |= np.sqrt(ratio) * p.typical > SHARP_RATIO[self.bytes] * math.sqrt(p.size)
-        limit = 1e-3 * np.finfo(self.dtype).max
-        sharp |= ~(size < limit)
-        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-            target = norm / queries.beta
-            error = u * (terms * target * p.largest + 2.0 * p.largest**2 + 2.0 * p.mass_size / ratio)
-            window = 2.0 * error + cut / ratio
-            window = np.where((target + p.largest) * (1.0 + p.largest) < limit, window, np.inf)
-        return sharp, scale, np.where(sharp, window, -1.0)
+def _spans(start: int, stop: int, step: int) -> list[tuple[int, int]]:
+    return [(i, min(i + step, stop)) for i in range(start, stop, step)]
