@@ -64,7 +64,7 @@ void ff_points_destroy(ff_points *points);
 
 int ff_points_moments(const ff_points *points, const ff_queries *queries, const ff_moments *result, int num_threads);
 
-/* Logits of the points start..stop-1, (queries->count, stop - start) row-major. */
+/* Logits of the points start..stop-1, each query's short of a constant, (queries->count, stop - start) row-major. */
 int ff_points_logits(const ff_points *points, const ff_queries *queries, int64_t start, int64_t stop, double *logits,
                      int num_threads);
 

@@ -209,8 +209,8 @@ static void write_results(const evaluation *e, const ff_moments *result, double 
     for (int64_t q = 0; q < queries->count; q++) {
         const int64_t i = q * queries->stride;
         const double alpha = queries->alpha[i], beta = queries->beta[i], total = state->total[q];
-        result->log_total[q] =
-            state->largest[q] + log(total) - 0.5 * (double)size * log(queries->variance[i]);
+        result->log_total[q] = state->base[q] + state->largest[q] + log(total) -
+                               0.5 * (double)size * log(queries->variance[i]);
         if (result->entropy) {
             result->entropy[q] = log(total) - state->first[q] / total;
             result->collision[q] = state->second[q] / (total * total);
@@ -272,13 +272,14 @@ int ff_points_moments(const ff_points *points, const ff_queries *queries, const 
     e.scratch_bytes = ff_aligned(kernel->scratch_bytes(points, &e.job));
 
     int status = FF_NO_MEMORY;
-    char *state = aligned_alloc(FF_ALIGN, 4 * scalars + sums + turns);
+    char *state = aligned_alloc(FF_ALIGN, 5 * scalars + sums + turns);
     char *work_space = aligned_alloc(FF_ALIGN, packed + (size_t)threads * e.scratch_bytes);
     double *offset = malloc((size_t)points->size * sizeof *offset);
     if (state && work_space && offset) {
-        e.job.state = (ff_state){(double *)state, (double *)(state + scalars), (double *)(state + 2 * scalars),
-                                 (double *)(state + 3 * scalars), (double *)(state + 4 * scalars + turns)};
-        e.merged = (atomic_llong *)(state + 4 * scalars);
+        double *at[5];
+        for (int i = 0; i < 5; i++) at[i] = (double *)(state + (size_t)i * scalars);
+        e.merged = (atomic_llong *)(state + 5 * scalars);
+        e.job.state = (ff_state){at[0], at[1], at[2], at[3], at[4], (double *)(state + 5 * scalars + turns)};
         for (int64_t block = 0; block < e.blocks; block++) atomic_init(&e.merged[block], 0);
         e.job.packed = work_space;
         e.scratch = work_space + packed;

@@ -31,6 +31,7 @@ struct ff_points {
    query % lanes]. */
 typedef struct {
     double *largest, *total, *first, *second; /* m, sum p, sum p (l - m), sum p^2 */
+    double *base;                             /* what the logits leave out, and log_total adds */
     double *sum;                              /* sum p mu' */
 } ff_state;
 
@@ -68,7 +69,7 @@ typedef struct ff_target {
     /* [storage][compute]; float64 points are never computed in float32, and that entry is empty */
     ff_kernel few[2][2];   /* few queries */
     ff_kernel batch[2][2]; /* many queries */
-    /* logits of a block: one query against points start..stop-1 */
+    /* logits of one query against the points start..stop-1, short of a constant of the query */
     void (*logits[2])(const ff_points *points, const ff_queries *queries, int64_t query, int64_t start, int64_t stop,
                       double *logits, double *scratch);
     /* |mu'|^2 of the points start..stop-1 */

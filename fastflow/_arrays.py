@@ -59,7 +59,8 @@ def require_finite(name: str, array: np.ndarray) -> None:
         if not finite.all():
             index = start + int(np.argmin(finite))
             where = ", ".join(str(int(i)) for i in np.unravel_index(index, array.shape))
-            raise ValueError(f"{name}[{where}] is {flat[index]}; every value of {name} must be finite")
+            place = f"{name}[{where}]" if where else name
+            raise ValueError(f"{place} is {flat[index]}; every value of {name} must be finite")
 
 
 def data_matrix(data: Any, scale: float, offset: float) -> tuple[np.ndarray, tuple[int, ...]]:
@@ -96,12 +97,12 @@ def query_matrix(x: Any, event_shape: tuple[int, ...], size: int) -> tuple[np.nd
             f"or a batch of shape (B{', ' if event else ','}{event})"
         )
     dtype = array.dtype
-    if dtype.kind != "f" and dtype.name != "bfloat16" or dtype.itemsize > 8:
+    if (dtype.kind != "f" and dtype.name != "bfloat16") or dtype.itemsize > 8:
         dtype = _FLOAT64  # integers, booleans and extended precision: results in float64
     elif not dtype.isnative:
         dtype = dtype.newbyteorder("=")
     matrix = plain(array, compute_dtype(dtype)).reshape(-1 if size else 0, size)
-    require_finite("x", matrix if not batch_shape else matrix.reshape(shape))
+    require_finite("x", matrix.reshape(shape))
     return matrix, batch_shape, dtype
 
 
@@ -111,7 +112,7 @@ def query_times(t: Any, batch_shape: tuple[int, ...]) -> float | np.ndarray:
         value = t
     else:
         array = real_array("t", t)
-        if array.ndim and array.size != 1 or array.ndim and array.shape[:1] == batch_shape:
+        if (array.ndim and array.size != 1) or (array.ndim and array.shape[:1] == batch_shape):
             if array.shape not in (batch_shape, (*batch_shape, 1)) or not batch_shape:
                 count = batch_shape[0] if batch_shape else 1
                 raise ValueError(

@@ -9,13 +9,11 @@ import numpy as np
 
 from . import _arrays, samplers, schedules
 from .backends import Points, choose
+from .limit import LOGIT_BLOCK, limit_moments, nearest
 from .moments import Moments
 from .path import Path, path_at
 from .quantities import QUANTITIES, Model
 from .schedules import Schedule
-
-# Elements of the blocks of logits that `top_k` holds at a time: 4 MB of float64.
-_LOGIT_BLOCK = 1 << 19
 
 
 class VelocityField:
@@ -165,10 +163,14 @@ class VelocityField:
     def weights(self, x: Any, t: Any) -> np.ndarray:
         """The posterior weights `w_j(x, t)` (Fan 32), dense, (B, N) float64. Each row sums to one."""
         matrix, batch_shape, _, path = self._queries(x, t)
-        weights = self._prepared.logits(matrix, path.kernel_coefficients(), 0, self.num_points)
+        coefficients = path.kernel_coefficients()
+        weights = self._prepared.logits(matrix, coefficients, 0, self.num_points)
         weights -= weights.max(axis=1, keepdims=True)
         np.exp(weights, out=weights)
         weights /= weights.sum(axis=1, keepdims=True)
+        for row, (index, limit) in self._limits(matrix, coefficients, path):
+            weights[row] = 0.0
+            weights[row, index] = limit
         return weights.reshape(*batch_shape, self.num_points)
 
     def top_k(self, x: Any, t: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -188,23 +190,27 @@ class VelocityField:
             raise ValueError(f"k is {k}; accepted is a whole number from 1 to {self.num_points}")
         matrix, batch_shape, _, path = self._queries(x, t)
         count = len(matrix)
-        step = max(k, _LOGIT_BLOCK // max(count, 1), 1)
+        step = max(k, LOGIT_BLOCK // max(count, 1))
         coefficients = path.kernel_coefficients()
         best = np.empty((count, 0))
         indices = np.empty((count, 0), dtype=np.int64)
-        log_total = np.full(count, -np.inf)
+        largest, total = np.full((count, 1), -np.inf), np.zeros((count, 1))
         for start in range(0, self.num_points, step):
             stop = min(start + step, self.num_points)
             block = self._prepared.logits(matrix, coefficients, start, stop)
-            largest = block.max(axis=1)
-            block_total = largest + np.log(np.exp(block - largest[:, None]).sum(axis=1))
-            log_total = np.logaddexp(log_total, block_total)
+            raised = np.maximum(largest, block.max(axis=1, keepdims=True))
+            total = total * np.exp(largest - raised) + np.exp(block - raised).sum(axis=1, keepdims=True)
+            largest = raised
             best = np.concatenate((best, block), axis=1)
-            position = np.broadcast_to(np.arange(start, stop), block.shape)
-            indices = np.concatenate((indices, position), axis=1)
+            indices = np.concatenate((indices, np.broadcast_to(np.arange(start, stop), block.shape)), axis=1)
             order = np.argsort(-best, axis=1, kind="stable")[:, :k]  # earlier points come first among equals
             best, indices = np.take_along_axis(best, order, 1), np.take_along_axis(indices, order, 1)
-        weights = np.exp(best - log_total[:, None])
+        weights = np.exp(best - largest) / total
+        for row, (index, limit) in self._limits(matrix, coefficients, path):
+            others = indices[row][~np.isin(indices[row], index)]
+            order = np.argsort(-limit, kind="stable")
+            indices[row] = np.concatenate((index[order], others))[:k]
+            weights[row] = np.concatenate((limit[order], np.zeros(len(others))))[:k]
         return indices.reshape(*batch_shape, k), weights.reshape(*batch_shape, k)
 
     # Partial results ------------------------------------------------------------------------------------------
@@ -215,7 +221,7 @@ class VelocityField:
         The masses of a field sum to one: give a part that holds the share q of the whole as `moments.scaled(q)`.
         """
         matrix, batch_shape, dtype, path = self._queries(x, t)
-        moments = self._prepared.moments(matrix, path.kernel_coefficients(), True, True)
+        moments = self._moments(matrix, path, True, True)
         shape = (*batch_shape, *self.event_shape)
         return Moments(
             log_total=moments.log_total.reshape(batch_shape),
@@ -329,6 +335,22 @@ class VelocityField:
         path = path_at(self.schedule, t, self._model.source_variance, self._model.target_variance)
         return matrix, batch_shape, dtype, path
 
+    def _moments(self, matrix: np.ndarray, path: Path, mean: bool, spread: bool) -> Moments:
+        coefficients = path.kernel_coefficients()
+        moments = self._prepared.moments(matrix, coefficients, mean, spread)
+        if path.singular is False or not np.any(path.singular):
+            return moments
+        singular = np.broadcast_to(path.singular, len(matrix))
+        return limit_moments(moments, singular, self._prepared, self._points, matrix, coefficients)
+
+    def _limits(self, matrix: np.ndarray, coefficients: np.ndarray, path: Path):
+        """Pairs of row and (indices, weights) of the queries where D = 0."""
+        rows = np.flatnonzero(np.broadcast_to(path.singular, len(matrix)))
+        if not len(rows):
+            return ()
+        some = np.ascontiguousarray(np.broadcast_to(coefficients, (3, len(matrix)))[:, rows])
+        return zip(rows, nearest(self._prepared, self._points, matrix[rows], some), strict=True)
+
     def _check_quantities(self, quantities: Sequence[str], path: Path) -> tuple[bool, bool]:
         """Whether the mean and the spread moments are needed; unknown names and undefined values raise."""
         if isinstance(quantities, str):
@@ -359,7 +381,7 @@ class VelocityField:
         mean, spread = self._check_quantities(quantities, path)
         if out is not None:
             _arrays.output_array(out, (*batch_shape, *self.event_shape), dtype)
-        moments = self._prepared.moments(matrix, path.kernel_coefficients(), mean, spread)
+        moments = self._moments(matrix, path, mean, spread)
         results = self._finish(moments, path, quantities, batch_shape, dtype)
         if out is not None:
             name = quantities[0]

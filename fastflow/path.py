@@ -15,8 +15,8 @@ import numpy as np
 from .schedules import Schedule
 
 # Stands in for D where D = 0 (t = 1 without target variance). The weights then come out as their limit, the nearest
-# data point with ties shared by mass: distances that differ in the last bit of a float64 differ in the exponent by
-# far more than the 745 that underflows, and squared distances up to 1e180 do not overflow.
+# data point: distances that differ in the last bit of a float64 differ in the exponent by far more than the 745 that
+# underflows, and squared distances up to 1e180 do not overflow. What becomes of ties is in limit.py.
 SINGULAR_VARIANCE = 1e-120
 
 

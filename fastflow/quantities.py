@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .limit import ON_POINT
 from .moments import Moments
 from .path import Path
 
@@ -85,8 +86,7 @@ def _log_density(moments: Moments, path: Path, model: Model) -> np.ndarray:
     """`log p_t(x) = log_total - (d/2) log 2 pi` (Gao 4.3); where D = 0, the limit: +inf on a point, else -inf."""
     density = moments.log_total - 0.5 * model.size * math.log(2.0 * math.pi)
     if np.any(path.singular):
-        # With the stand-in for D, the smallest distance that a float64 can show costs more than 1e60 in the log.
-        on_point = moments.log_total > -1e30
+        on_point = moments.log_total > -ON_POINT
         density = np.where(path.singular, np.where(on_point, np.inf, -np.inf), density)
     return density
 

@@ -24,7 +24,7 @@ static int64_t batch_width(int64_t size, int64_t slice) {
 }
 static int64_t batch_padded(int64_t size) { return batch_slices(size) * BATCH_SLICE; }
 
-/* A point that a sharp query keeps. */
+/* The points whose share of a query is summed in float64: all of a sharp query, the heavy ones of a smooth query. */
 typedef struct {
     int64_t count;
     int64_t index[BATCH_CHUNK];
@@ -89,12 +89,12 @@ static void NAME_ST(batch_pack)(const ff_job *job, int64_t query, int64_t count,
         const int64_t lane = q % LANES;
         FF_TT *panel = NAME_ST(batch_panels)(job) + q / LANES * padded * LANES;
         if (q < query + count) {
-            centred_query(job->points, job->queries, q, s->e);
-            records[q] = NAME_ST(settle)(job, q, s->e);
-            const double factor = records[q].sharp ? 1.0 / records[q].beta : 2.0 * records[q].precision * records[q].beta;
+            const coefficients c = centred_query(job->points, job->queries, q, s->e);
+            records[q] = NAME_ST(settle)(job, &c);
+            const double factor = records[q].sharp ? 1.0 / c.beta : 2.0 * c.precision * c.beta;
             for (int64_t k = 0; k < size; k++) panel[k * LANES + lane] = (FF_TT)(factor * s->e[k]);
         } else { /* idle lanes of the last panel: zero queries of a treatment that costs nothing */
-            records[q] = (treatment){.scale = 1.0, .suspect = 1.0, .sharp = records[q - 1].sharp};
+            records[q] = (treatment){.scale = 1.0, .suspect = 1.0, .heavy = INFINITY, .sharp = records[q - 1].sharp};
             for (int64_t k = 0; k < size; k++) panel[k * LANES + lane] = 0;
         }
         for (int64_t k = size; k < padded; k++) panel[k * LANES + lane] = 0;
@@ -182,19 +182,20 @@ static void NAME_ST(batch_sums)(const ff_job *job, NAME_ST(batch_scratch) * s, i
     }
 }
 
-/* Keep what a sharp query may put weight on: screen column `lane` of the panel, then compute exactly. */
+/* Keep what a query may put weight on: screen its column of the panel (all points where logit is NULL), then compute
+   exactly. */
 static partial NAME_ST(batch_keep)(const ff_job *job, NAME_ST(batch_scratch) * s, const treatment *b, int64_t query,
                                    int64_t start, int64_t points, const FF_TT *logit, FF_TT largest, batch_kept *kept) {
     const double bar = (double)largest - b->window;
     kept->count = 0;
     for (int64_t j = 0; j < points; j++)
-        if ((double)logit[j * LANES] >= bar) kept->index[kept->count++] = start + j;
+        if (!logit || (double)logit[j * LANES] >= bar) kept->index[kept->count++] = start + j;
     centred_query(job->points, job->queries, query, s->e);
-    partial p = {-1.7e308, 0.0, 0.0, 0.0};
+    partial p = {-1.7e308, 0.0, 0.0, 0.0, b->exact.base};
     for (int64_t i = 0; i < kept->count; i++) {
         const int64_t j = kept->index[i];
         kept->weight[i] =
-            log_mass(job->points, j) - b->precision * NAME_S(distance)(job->points, s->e, b->beta, j);
+            log_mass(job->points, j) - b->exact.precision * NAME_S(distance)(job->points, s->e, &b->exact, j);
         p.largest = fmax(p.largest, kept->weight[i]);
     }
     int64_t count = 0;
@@ -219,8 +220,8 @@ static void NAME_ST(batch_refine)(const ff_job *job, NAME_ST(batch_scratch) * s,
     for (int64_t j = 0; j < points; j++) {
         double w = (double)weight[j * LANES], below;
         if (w * (fabs(largest) + 2.0 * b->square * (double)s->square[j]) > b->suspect) {
-            const double distance = NAME_S(distance)(job->points, s->e, b->beta, start + j);
-            below = log_mass(job->points, start + j) - b->precision * distance - p->largest;
+            const double distance = NAME_S(distance)(job->points, s->e, &b->exact, start + j);
+            below = log_mass(job->points, start + j) - b->exact.precision * distance - p->largest;
             w = exp(below);
             weight[j * LANES] = (FF_TT)w;
         } else {
@@ -230,6 +231,28 @@ static void NAME_ST(batch_refine)(const ff_job *job, NAME_ST(batch_scratch) * s,
         p->first += w * below;
         p->second += w * w;
     }
+}
+
+/* Move the heavy weights of a smooth query from the tile to the list that is summed in float64; or all weights, made
+   exact, where the query sits on one point, so that its residual is what the others add. */
+static void NAME_ST(batch_take_heavy)(const ff_job *job, NAME_ST(batch_scratch) * s, const treatment *b, int64_t query,
+                                      int64_t start, int64_t points, FF_TT *weight, partial *p, batch_kept *kept) {
+    for (int64_t j = 0; j < points; j++) {
+        if (!((double)weight[j * LANES] > b->heavy)) continue;
+        kept->index[kept->count] = start + j;
+        kept->weight[kept->count++] = (double)weight[j * LANES];
+        weight[j * LANES] = 0;
+    }
+    double others = p->total, own = INFINITY;
+    for (int64_t i = 0; i < kept->count; i++) others -= kept->weight[i];
+    if (others > 0.5) return;
+    /* The others lie within 20 units of logit, so at distances whose squares are at most 20/precision larger. */
+    const coefficients c = centred_query(job->points, job->queries, query, s->e);
+    for (int64_t i = 0; i < kept->count; i++)
+        own = fmin(own, c.precision * NAME_S(distance)(job->points, s->e, &c, kept->index[i]));
+    if (c.is_far || own > 4.0 * others * others * (own + 20.0)) return;
+    *p = NAME_ST(batch_keep)(job, s, b, query, start, points, NULL, 0, kept);
+    for (int64_t j = 0; j < points; j++) weight[j * LANES] = 0;
 }
 
 /* From dot products to weights: one panel of a block. */
@@ -310,10 +333,16 @@ static void NAME_ST(batch_weigh)(const ff_job *job, NAME_ST(batch_scratch) * s, 
             for (int64_t j = 0; j < points; j++) logit[j * LANES + lane] = 0;
             continue;
         }
-        partials[lane] = (partial){(double)largest[lane] + b->base, total[lane], first[lane], second[lane]};
+        s->kept[panel * LANES + lane].count = 0;
+        partials[lane] = (partial){(double)largest[lane] + b->base, total[lane], first[lane],
+                                     second[lane], b->exact.base};
         if (may_be_suspect(job->points, b, (double)largest[lane]))
             NAME_ST(batch_refine)(job, s, b, query + panel * LANES + lane, start, points, logit + lane,
                                   (double)largest[lane], partials + lane);
+        /* Few weights carry this chunk: at most 8 for each unit of the total. */
+        if (b->heavy < 1.0 && partials[lane].total < 4.0)
+            NAME_ST(batch_take_heavy)(job, s, b, query + panel * LANES + lane, start, points, logit + lane,
+                                      partials + lane, s->kept + panel * LANES + lane);
     }
 }
 
@@ -368,11 +397,10 @@ static void NAME_ST(batch_merge)(const ff_job *job, int64_t start, int64_t stop,
         else if (is_first)
             memset(sum, 0, (size_t)(size * LANES) * sizeof *sum);
         for (int64_t lane = 0; lane < lanes; lane++) {
-            if (!records[lane].sharp) continue;
             if (!s->computed[panel] && !is_first && keep[lane] != 1.0)
                 for (int64_t k = 0; k < size; k++) sum[k * LANES + lane] *= keep[lane];
-            if (add[lane] == 0.0) continue;
             batch_kept *kept = s->kept + panel * LANES + lane;
+            if (add[lane] == 0.0 || kept->count == 0) continue;
             memset(s->row, 0, (size_t)size * sizeof *s->row);
             NAME_S(accumulate)(points, kept->count, kept->index, kept->weight, s->row);
             for (int64_t k = 0; k < size; k++) sum[k * LANES + lane] += add[lane] * s->row[k];

@@ -37,17 +37,15 @@ static inline const double *centre_f64(const ff_points *points) { return points-
    them stay in the first-level cache (of 32 KB) while the points stream through. */
 enum { FF_SEGMENT = 1024 };
 
-/* One query's numbers: logit = log C - precision |r|^2 + log_scale. */
+/* One query's numbers: logit_j = log C_j - precision d_j + base, short of -(size/2) log variance, where
+   d_j = sum_k (beta mu'_jk - near_k) (beta mu'_jk - far_k) for e the query's offset from the centre.
+   Commonly near = far = e, d_j = |r_j|^2 and base = 0. For a query far outside the data, |r_j|^2 is nearly the same for
+   all points and its rounding would show in the weights: there near = 0 and far = 2 e, so that d_j = |r_j|^2 - |e|^2
+   and base = -precision |e|^2. */
 typedef struct {
-    double alpha, beta, precision, log_scale;
+    double alpha, beta, precision, base, norm;
+    int is_far;
 } coefficients;
-
-static inline coefficients coefficients_of(const ff_points *points, const ff_queries *queries, int64_t query) {
-    const int64_t i = query * queries->stride;
-    const double variance = queries->variance[i];
-    return (coefficients){queries->alpha[i], queries->beta[i], 0.5 / variance,
-                          -0.5 * (double)points->size * log(variance)};
-}
 
 static inline double log_mass(const ff_points *points, int64_t j) {
     return points->log_mass ? points->log_mass[j] : points->equal_log_mass;
@@ -68,16 +66,24 @@ static inline double minus_product(double a, double b, double c) {
 #endif
 }
 
-/* e = x - alpha m_i - beta centre, so that r_j = e - beta mu'_j. */
-static void centred_query(const ff_points *points, const ff_queries *queries, int64_t query, double *e) {
-    const coefficients c = coefficients_of(points, queries, query);
-    const int64_t size = points->size;
+/* Offset e = x - alpha m_i - beta centre of a query, so that r_j = e - beta mu'_j, and its numbers. */
+static coefficients centred_query(const ff_points *points, const ff_queries *queries, int64_t query, double *e) {
+    const int64_t size = points->size, i = query * queries->stride;
+    coefficients c = {.alpha = queries->alpha[i], .beta = queries->beta[i], .precision = 0.5 / queries->variance[i]};
+    double square = 0.0;
     for (int64_t k = 0; k < size; k++) {
         double x = queries->dtype == FF_FLOAT32 ? (double)((const float *)queries->x)[query * size + k]
                                                 : ((const double *)queries->x)[query * size + k];
         if (points->source_mean) x = minus_product(x, c.alpha, points->source_mean[k]);
         e[k] = minus_product(x, c.beta, points->centre[k]);
+        square += e[k] * e[k];
     }
+    c.norm = sqrt(square);
+    /* Beyond twice the data's reach every |r| is at least half of |e|, so nothing cancels in |r|^2 - |e|^2; and where
+       |r|^2/(2D) is many times the size/2 that is typical, its rounding would show in the weights. */
+    c.is_far = c.norm > 2.0 * c.beta * sqrt(points->largest_square) && c.precision * square > 10.0 * (double)size;
+    c.base = c.is_far ? -c.precision * square : 0.0;
+    return c;
 }
 
 /* Fill a list of weighted points up to a multiple of four with zero weights; returns its new length. */
@@ -91,7 +97,7 @@ static inline int64_t fill_up_to_four(int64_t count, int64_t *index, double *wei
 
 /* Partial sums of one query over one chunk, relative to the logit `largest`. */
 typedef struct {
-    double largest, total, first, second;
+    double largest, total, first, second, base;
 } partial;
 
 /* Merge a partial into the state of a query by the log-sum-exp rule. Returns the factors by which the sums of the
@@ -103,6 +109,7 @@ static inline void merge_scalars(const ff_state *state, int64_t query, const par
         state->total[query] = p->total;
         state->first[query] = p->first;
         state->second[query] = p->second;
+        state->base[query] = p->base;
         *keep = 0.0;
         *add = 1.0;
         return;

@@ -91,10 +91,10 @@ static void NAME_ST(few_exact_strip)(const ff_job *job, int64_t start, int64_t s
     memset(s->logit, 0, (size_t)(stop - start) * sizeof *s->logit);
     for (int64_t from = 0; from < points->size; from += FF_SEGMENT)
         for (int64_t j = start; j < stop; j++)
-            s->logit[j - start] += NAME_S(distance_part)(points, query->e, query->how.beta, j, from,
+            s->logit[j - start] += NAME_S(distance_part)(points, query->e, &query->how.exact, j, from,
                                                          ff_min(from + FF_SEGMENT, points->size));
     for (int64_t j = start; j < stop; j++) {
-        s->logit[j - start] = log_mass(points, j) - query->how.precision * s->logit[j - start];
+        s->logit[j - start] = log_mass(points, j) - query->how.exact.precision * s->logit[j - start];
         largest = fmax(largest, s->logit[j - start]);
     }
     if (largest > query->part.largest) {
@@ -105,29 +105,60 @@ static void NAME_ST(few_exact_strip)(const ff_job *job, int64_t start, int64_t s
     if (job->want_mean) NAME_S(accumulate)(points, kept, s->index, s->weight, query->sum);
 }
 
-/* The part of q.mu'(j) from dimensions from..to-1. One point at a time: a single stream of consecutive lines runs at twice the bandwidth of four. */
-static inline double NAME_ST(few_dot)(const ff_points *points, const FF_TT *q, int64_t j,
-                                       int64_t from, int64_t to) {
+/* q.mu'(j). One point at a time: a single stream of consecutive lines runs at twice the bandwidth of four. */
+static inline double NAME_ST(few_dot)(const ff_points *points, const FF_TT *q, int64_t j) {
     enum { L = FF_LANES_T };
     const FF_STORED *row = NAME_S(row)(points, j);
     const FF_TT *centre = FF_CENTRE_T(points);
     TV sum[4] = {T(set1)(0), T(set1)(0), T(set1)(0), T(set1)(0)};
-    int64_t k = from;
-    for (; k + 4 * L <= to; k += 4 * L) {
+    const int64_t size = points->size;
+    int64_t k = 0;
+    for (; k + 4 * L <= size; k += 4 * L) {
         FF_UNROLL
         for (int i = 0; i < 4; i++) {
             const TV offset = T(sub)(FF_LOAD_T(row + k + i * L), T(load)(centre + k + i * L));
             sum[i] = T(fma)(offset, T(load)(q + k + i * L), sum[i]);
         }
     }
-    for (; k + L <= to; k += L)
+    for (; k + L <= size; k += L)
         sum[0] = T(fma)(T(sub)(FF_LOAD_T(row + k), T(load)(centre + k)), T(load)(q + k), sum[0]);
     FF_TT lanes[L];
     T(store)(lanes, T(add)(T(add)(sum[0], sum[1]), T(add)(sum[2], sum[3])));
     double dot = 0.0;
     for (int l = 0; l < L; l++) dot += (double)lanes[l];
-    for (; k < to; k++) dot += (double)(((FF_TT)row[k] - centre[k]) * q[k]);
+    for (; k < size; k++) dot += (double)(((FF_TT)row[k] - centre[k]) * q[k]);
     return dot;
+}
+
+/* q.mu' of `count` <= 4 points from j on. For long rows, where the query's and the centre's share of the first-level
+   cache is large, they are loaded once for all four. */
+static inline void NAME_ST(few_dots4)(const ff_points *points, const FF_TT *q, int64_t j, int64_t count,
+                                      double *dots) {
+    enum { L = FF_LANES_T };
+    const FF_STORED *row[4];
+    for (int i = 0; i < 4; i++) row[i] = NAME_S(row)(points, j + ff_min(i, count - 1));
+    const FF_TT *centre = FF_CENTRE_T(points);
+    const int64_t size = points->size;
+    TV sum[4][2];
+    FF_UNROLL
+    for (int i = 0; i < 4; i++) sum[i][0] = sum[i][1] = T(set1)(0);
+    int64_t k = 0;
+    for (; k + 2 * L <= size; k += 2 * L) {
+        const TV q0 = T(load)(q + k), q1 = T(load)(q + k + L);
+        const TV c0 = T(load)(centre + k), c1 = T(load)(centre + k + L);
+        FF_UNROLL
+        for (int i = 0; i < 4; i++) {
+            sum[i][0] = T(fma)(T(sub)(FF_LOAD_T(row[i] + k), c0), q0, sum[i][0]);
+            sum[i][1] = T(fma)(T(sub)(FF_LOAD_T(row[i] + k + L), c1), q1, sum[i][1]);
+        }
+    }
+    for (int i = 0; i < count; i++) {
+        FF_TT lanes[L];
+        T(store)(lanes, T(add)(sum[i][0], sum[i][1]));
+        dots[i] = 0.0;
+        for (int l = 0; l < L; l++) dots[i] += (double)lanes[l];
+        for (int64_t l = k; l < size; l++) dots[i] += (double)(((FF_TT)row[i][l] - centre[l]) * q[l]);
+    }
 }
 
 /* sum[k] += weight[i] mu'_k(j[i]) for four points and k = from..to-1. */
@@ -161,11 +192,11 @@ static void NAME_ST(few_smooth_strip)(const ff_job *job, int64_t start, int64_t 
     const treatment *how = &query->how;
     FF_TT *sum = query->narrow_sum;
     double largest = query->part.largest;
-    memset(s->logit, 0, (size_t)(stop - start) * sizeof *s->logit);
-    for (int64_t from = 0; from < points->size; from += FF_SEGMENT)
-        for (int64_t j = start; j < stop; j++)
-            s->logit[j - start] +=
-                NAME_ST(few_dot)(points, query->q, j, from, ff_min(from + FF_SEGMENT, points->size));
+    if (points->size <= FF_SEGMENT)
+        for (int64_t j = start; j < stop; j++) s->logit[j - start] = NAME_ST(few_dot)(points, query->q, j);
+    else
+        for (int64_t j = start; j < stop; j += 4)
+            NAME_ST(few_dots4)(points, query->q, j, ff_min(4, stop - j), s->logit + (j - start));
     for (int64_t j = start; j < stop; j++) {
         s->logit[j - start] += log_mass(points, j) - how->square * points->square[j] + how->base;
         largest = fmax(largest, s->logit[j - start]);
@@ -179,7 +210,7 @@ static void NAME_ST(few_smooth_strip)(const ff_job *job, int64_t start, int64_t 
             double *logit = s->logit + (j - start);
             const double terms = fabs(*logit - how->base) + 2.0 * how->square * points->square[j];
             if (exp(*logit - largest) * terms > how->suspect)
-                *logit = log_mass(points, j) - how->precision * NAME_S(distance)(points, query->e, how->beta, j);
+                *logit = log_mass(points, j) - how->exact.precision * NAME_S(distance)(points, query->e, &how->exact, j);
         }
     const int64_t kept = few_weigh(s, start, stop - start, &query->part);
     if (!job->want_mean) return;
@@ -201,14 +232,14 @@ static void NAME_ST(few_compute)(const ff_job *job, int64_t start, int64_t stop,
         q->sum = q->e + size;
         q->q = q->sum + size;
         q->narrow_sum = (double *)q->q + size;
-        q->part = (partial){-1.7e308, 0.0, 0.0, 0.0};
-        centred_query(points, job->queries, query + i, q->e);
+        const coefficients c = centred_query(points, job->queries, query + i, q->e);
+        q->part = (partial){-1.7e308, 0.0, 0.0, 0.0, c.base};
         memset(q->sum, 0, (size_t)size * sizeof(double));
-        q->how = NAME_ST(settle)(job, query + i, q->e);
-        q->how.sharp |= sizeof(FF_TT) == 8;
+        q->how = NAME_ST(settle)(job, &c);
+        q->how.sharp |= sizeof(FF_TT) == 8 || q->how.heavy < INFINITY; /* float64 costs little here */
         if (q->how.sharp) continue;
         for (int64_t k = 0; k < size; k++) {
-            ((FF_TT *)q->q)[k] = (FF_TT)(2.0 * q->how.precision * q->how.beta * q->e[k]);
+            ((FF_TT *)q->q)[k] = (FF_TT)(2.0 * c.precision * c.beta * q->e[k]);
             ((FF_TT *)q->narrow_sum)[k] = 0;
         }
     }

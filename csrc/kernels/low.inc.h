@@ -14,8 +14,8 @@ typedef struct {
     double log_mass[LOW_CHUNK];
     double logit[LOW_CHUNK * FF_LOW_LANES];
     double sum[LOW_BLOCK * LOW_SIZE]; /* panels of [k][lane] */
-    double e[LOW_SIZE * FF_LOW_LANES], row[LOW_SIZE];
-    double beta[FF_LOW_LANES], precision[FF_LOW_LANES];
+    double e[LOW_SIZE * FF_LOW_LANES], origin[LOW_SIZE * FF_LOW_LANES], row[LOW_SIZE];
+    double beta[FF_LOW_LANES], precision[FF_LOW_LANES], base[FF_LOW_LANES];
     partial partials[LOW_BLOCK];
 } low_scratch;
 
@@ -32,15 +32,33 @@ static size_t low_scratch_bytes(const ff_points *points, const ff_job *job) {
     return sizeof(low_scratch);
 }
 
-/* One panel of queries over the tile. `size` is a constant in the calls below, so its loops unroll. */
-static inline __attribute__((always_inline)) void low_panel(const ff_job *job, low_scratch *s, int64_t points,
-                                                            int size, double *sum, partial *partials, int lanes) {
+/* exp of a panel's row, in float64, or for float32 queries in float32: the argument is exact to a rounding of the
+   result's type, since it was formed in float64. */
+static inline void low_exp(const f64v below[2], int narrow, f64v p[2]) {
+    if (narrow) {
+        const f32v e = f32_exp(f32_from_f64(below[0], below[1]));
+        p[0] = f64_from_low(e);
+        p[1] = f64_from_high(e);
+    } else {
+        p[0] = f64_exp(below[0]);
+        p[1] = f64_exp(below[1]);
+    }
+}
+
+/* One panel of queries over the tile. The last four arguments are constants in the calls below, so that loops over
+   the dimensions unroll and branches vanish. */
+static inline __attribute__((always_inline)) void low_panel(const low_scratch *s, int64_t points, double *logits,
+                                                            double *sum, partial *partials, int lanes, int size,
+                                                            int far, int narrow, int spread) {
     enum { L = F64_LANES };
-    f64v e[2 * LOW_SIZE] = {f64_set1(0.0)}, beta[2], precision[2], largest[2];
+    f64v e[2 * LOW_SIZE] = {f64_set1(0.0)}, origin[2 * LOW_SIZE] = {f64_set1(0.0)}, beta[2], precision[2], largest[2];
     FF_UNROLL
     for (int k = 0; k < size; k++) {
-        e[2 * k] = f64_load(s->e + k * FF_LOW_LANES);
-        e[2 * k + 1] = f64_load(s->e + k * FF_LOW_LANES + L);
+        FF_UNROLL
+        for (int h = 0; h < 2; h++) {
+            e[2 * k + h] = f64_load(s->e + k * FF_LOW_LANES + h * L);
+            if (far) origin[2 * k + h] = f64_load(s->origin + k * FF_LOW_LANES + h * L);
+        }
     }
     FF_UNROLL
     for (int h = 0; h < 2; h++) {
@@ -53,18 +71,18 @@ static inline __attribute__((always_inline)) void low_panel(const ff_job *job, l
         f64v distance[2] = {f64_set1(0.0), f64_set1(0.0)};
         FF_UNROLL
         for (int k = 0; k < size; k++) {
-            f64v mu = f64_set1(point[k]);
+            const f64v mu = f64_set1(point[k]);
             FF_UNROLL
             for (int h = 0; h < 2; h++) {
-                f64v r = f64_fnma(beta[h], mu, e[2 * k + h]);
-                distance[h] = f64_fma(r, r, distance[h]);
+                const f64v r = f64_fnma(beta[h], mu, e[2 * k + h]);
+                distance[h] = f64_fma(r, far ? f64_fnma(beta[h], mu, origin[2 * k + h]) : r, distance[h]);
             }
         }
-        f64v mass = f64_set1(s->log_mass[j]);
+        const f64v mass = f64_set1(s->log_mass[j]);
         FF_UNROLL
         for (int h = 0; h < 2; h++) {
-            f64v logit = f64_fnma(precision[h], distance[h], mass);
-            f64_store(s->logit + j * FF_LOW_LANES + h * L, logit);
+            const f64v logit = f64_fnma(precision[h], distance[h], mass);
+            f64_store(logits + j * FF_LOW_LANES + h * L, logit);
             largest[h] = f64_max(largest[h], logit);
         }
     }
@@ -75,21 +93,22 @@ static inline __attribute__((always_inline)) void low_panel(const ff_job *job, l
     for (int k = 0; k < 2 * size; k++) mean[k] = f64_set1(0.0);
     for (int64_t j = 0; j < points; j++) {
         const double *point = s->point + j * size;
-        f64v p[2];
+        f64v below[2], p[2];
+        FF_UNROLL
+        for (int h = 0; h < 2; h++) /* the bound, where weights are zero, keeps the products finite */
+            below[h] = f64_max(f64_sub(f64_load(logits + j * FF_LOW_LANES + h * L), largest[h]), f64_set1(-1e4));
+        low_exp(below, narrow, p);
         FF_UNROLL
         for (int h = 0; h < 2; h++) {
-            f64v below = f64_sub(f64_load(s->logit + j * FF_LOW_LANES + h * L), largest[h]);
-            p[h] = f64_exp(below);
             total[h] = f64_add(total[h], p[h]);
-            if (job->want_spread) {
-                /* p is exactly zero long before `below` could make the product infinite */
-                first[h] = f64_fma(p[h], f64_max(below, f64_set1(-1e4)), first[h]);
+            if (spread) {
+                first[h] = f64_fma(p[h], below[h], first[h]);
                 second[h] = f64_fma(p[h], p[h], second[h]);
             }
         }
         FF_UNROLL
         for (int k = 0; k < size; k++) {
-            f64v mu = f64_set1(point[k]);
+            const f64v mu = f64_set1(point[k]);
             mean[2 * k] = f64_fma(p[0], mu, mean[2 * k]);
             mean[2 * k + 1] = f64_fma(p[1], mu, mean[2 * k + 1]);
         }
@@ -105,32 +124,46 @@ static inline __attribute__((always_inline)) void low_panel(const ff_job *job, l
         f64_store(out[3] + h * L, second[h]);
     }
     for (int lane = 0; lane < lanes; lane++)
-        partials[lane] = (partial){out[0][lane], out[1][lane], out[2][lane], out[3][lane]};
+        partials[lane] = (partial){out[0][lane], out[1][lane], out[2][lane], out[3][lane], s->base[lane]};
+}
+
+/* The common sizes of toy problems, without far queries and spread, get code of their own. */
+static void low_run(low_scratch *s, int64_t points, double *sum, partial *partials, int lanes, int size, int far,
+                    int narrow, int spread) {
+    double *logits = s->logit;
+#define LOW_CASE(n)                                                                          \
+    if (size == n && !far && !spread) {                                                      \
+        if (narrow) low_panel(s, points, logits, sum, partials, lanes, n, 0, 1, 0);          \
+        else low_panel(s, points, logits, sum, partials, lanes, n, 0, 0, 0);                 \
+        return;                                                                              \
+    }
+    LOW_CASE(1)
+    LOW_CASE(2)
+    LOW_CASE(3)
+#undef LOW_CASE
+    if (far) low_panel(s, points, logits, sum, partials, lanes, size, 1, narrow, spread);
+    else low_panel(s, points, logits, sum, partials, lanes, size, 0, narrow, spread);
 }
 
 static void low_compute(const ff_job *job, int64_t start, int64_t stop, int64_t query, int64_t count, void *scratch) {
     low_scratch *s = scratch;
-    const int size = (int)job->points->size;
+    const int size = (int)job->points->size, narrow = job->queries->dtype == FF_FLOAT32;
     for (int64_t q = 0; q < count; q += FF_LOW_LANES) {
         const int lanes = (int)ff_min(FF_LOW_LANES, count - q);
+        int far = 0;
         for (int lane = 0; lane < FF_LOW_LANES; lane++) { /* the last panel repeats its last query */
             const int64_t at = query + q + ff_min(lane, lanes - 1);
-            const coefficients c = coefficients_of(job->points, job->queries, at);
-            centred_query(job->points, job->queries, at, s->row);
-            for (int k = 0; k < size; k++) s->e[k * FF_LOW_LANES + lane] = s->row[k];
+            const coefficients c = centred_query(job->points, job->queries, at, s->row);
+            for (int k = 0; k < size; k++) {
+                s->e[k * FF_LOW_LANES + lane] = c.is_far ? 2.0 * s->row[k] : s->row[k];
+                s->origin[k * FF_LOW_LANES + lane] = c.is_far ? 0.0 : s->row[k];
+            }
             s->beta[lane] = c.beta;
             s->precision[lane] = c.precision;
+            s->base[lane] = c.base;
+            far |= c.is_far;
         }
-        double *sum = s->sum + q * size;
-        partial *partials = s->partials + q;
-        const int64_t points = stop - start;
-        switch (size) { /* the sizes of toy problems get loops without branches */
-            case 1: low_panel(job, s, points, 1, sum, partials, lanes); break;
-            case 2: low_panel(job, s, points, 2, sum, partials, lanes); break;
-            case 3: low_panel(job, s, points, 3, sum, partials, lanes); break;
-            case 4: low_panel(job, s, points, 4, sum, partials, lanes); break;
-            default: low_panel(job, s, points, size, sum, partials, lanes);
-        }
+        low_run(s, stop - start, s->sum + q * size, s->partials + q, lanes, size, far, narrow, job->want_spread);
     }
 }
 

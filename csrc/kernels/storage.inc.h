@@ -12,37 +12,47 @@ static inline const FF_STORED *NAME_S(row)(const ff_points *points, int64_t j) {
     return (const FF_STORED *)points->data + j * points->size;
 }
 
-/* The part of |e - beta mu'_j|^2 from dimensions from..to-1, by residuals: relative accuracy of a few roundings,
-   however small the distance. */
-static inline double NAME_S(distance_part)(const ff_points *points, const double *e, double beta, int64_t j,
+/* The part of d_j from dimensions from..to-1: relative accuracy of a few roundings, however small it is. */
+static inline double NAME_S(distance_part)(const ff_points *points, const double *e, const coefficients *c, int64_t j,
                                            int64_t from, int64_t to) {
     enum { L = F64_LANES };
     const FF_STORED *row = NAME_S(row)(points, j);
     const double *centre = points->centre;
-    const f64v b = f64_set1(beta);
+    const f64v beta = f64_set1(c->beta);
     f64v sum[4] = {f64_set1(0.0), f64_set1(0.0), f64_set1(0.0), f64_set1(0.0)};
+    double total = 0.0;
     int64_t k = from;
-    for (; k + 4 * L <= to; k += 4 * L) {
-        FF_UNROLL
-        for (int i = 0; i < 4; i++) {
-            const f64v r = f64_fnma(b, NAME_S(offset)(row, centre, k + i * L), f64_load(e + k + i * L));
-            sum[i] = f64_fma(r, r, sum[i]);
+    if (!c->is_far) {
+        for (; k + 4 * L <= to; k += 4 * L) {
+            FF_UNROLL
+            for (int i = 0; i < 4; i++) {
+                const f64v r = f64_fnma(beta, NAME_S(offset)(row, centre, k + i * L), f64_load(e + k + i * L));
+                sum[i] = f64_fma(r, r, sum[i]);
+            }
+        }
+        for (; k + L <= to; k += L) {
+            const f64v r = f64_fnma(beta, NAME_S(offset)(row, centre, k), f64_load(e + k));
+            sum[0] = f64_fma(r, r, sum[0]);
+        }
+        for (; k < to; k++) {
+            const double r = e[k] - c->beta * ((double)row[k] - centre[k]);
+            total += r * r;
+        }
+    } else {
+        for (; k + L <= to; k += L) {
+            const f64v b = f64_mul(beta, NAME_S(offset)(row, centre, k)), ek = f64_load(e + k);
+            sum[0] = f64_fma(b, f64_sub(b, f64_add(ek, ek)), sum[0]);
+        }
+        for (; k < to; k++) {
+            const double b = c->beta * ((double)row[k] - centre[k]);
+            total += b * (b - 2.0 * e[k]);
         }
     }
-    for (; k + L <= to; k += L) {
-        const f64v r = f64_fnma(b, NAME_S(offset)(row, centre, k), f64_load(e + k));
-        sum[0] = f64_fma(r, r, sum[0]);
-    }
-    double total = f64_sum(f64_add(f64_add(sum[0], sum[1]), f64_add(sum[2], sum[3])));
-    for (; k < to; k++) {
-        const double r = e[k] - beta * ((double)row[k] - centre[k]);
-        total += r * r;
-    }
-    return total;
+    return total + f64_sum(f64_add(f64_add(sum[0], sum[1]), f64_add(sum[2], sum[3])));
 }
 
-static inline double NAME_S(distance)(const ff_points *points, const double *e, double beta, int64_t j) {
-    return NAME_S(distance_part)(points, e, beta, j, 0, points->size);
+static inline double NAME_S(distance)(const ff_points *points, const double *e, const coefficients *c, int64_t j) {
+    return NAME_S(distance_part)(points, e, c, j, 0, points->size);
 }
 
 /* sum[k] += weight[i] mu'_k(j[i]) for four points and k = from..to-1. */
@@ -83,13 +93,11 @@ static void NAME_S(squares)(const ff_points *points, int64_t start, int64_t stop
     }
 }
 
-/* Logits of one query for the points start..stop-1; scratch holds `size` values. */
+/* Logits of one query for the points start..stop-1, short of a constant of the query; scratch holds `size` values. */
 static void NAME_S(logits)(const ff_points *points, const ff_queries *queries, int64_t query, int64_t start,
                            int64_t stop, double *logits, double *scratch) {
-    const coefficients c = coefficients_of(points, queries, query);
-    centred_query(points, queries, query, scratch);
+    const coefficients c = centred_query(points, queries, query, scratch);
     for (int64_t j = start; j < stop; j++)
-        logits[j - start] =
-            log_mass(points, j) + c.log_scale - c.precision * NAME_S(distance)(points, scratch, c.beta, j);
+        logits[j - start] = log_mass(points, j) - c.precision * NAME_S(distance)(points, scratch, &c, j);
 }
 #undef LOAD_F64

@@ -12,12 +12,13 @@
 #ifndef FF_TREATMENT
 #define FF_TREATMENT
 typedef struct {
-    double beta, precision; /* of the exact logit */
+    coefficients exact;     /* of the exact logit, by residuals */
     double scale;           /* logit = scale * a + base */
-    double base;            /* -|e|^2 / (2D), of smooth queries */
+    double base;            /* of smooth queries, to what the exact logits leave out */
     double square;          /* factor h of |mu'|^2 in a */
     double window;          /* sharp: screen at the largest a less this */
     double suspect;         /* smooth: recompute where p (|a| + 2 h |mu'|^2) exceeds this */
+    double heavy;           /* smooth: a weight above this is summed in float64; infinite where none need be */
     int sharp;
 } treatment;
 
@@ -28,39 +29,41 @@ static inline int may_be_suspect(const ff_points *points, const treatment *b, do
 #endif
 
 /* u below is the unit roundoff of the compute type. */
-static treatment NAME_ST(settle)(const ff_job *job, int64_t query, const double *e) {
+static treatment NAME_ST(settle)(const ff_job *job, const coefficients *c) {
     const ff_points *points = job->points;
     const double size = (double)points->size;
     const double u = sizeof(FF_TT) == 4 ? 0x1p-24 : 0x1p-53;
-    const coefficients c = coefficients_of(points, job->queries, query);
-    const double largest = sqrt(points->largest_square), inverse = 2.0 * c.precision;
-    double norm = 0.0;
-    for (int64_t k = 0; k < points->size; k++) norm += e[k] * e[k];
-    norm = sqrt(norm);
-    treatment b = {.beta = c.beta, .precision = c.precision};
+    const double largest = sqrt(points->largest_square), inverse = 2.0 * c->precision;
+    treatment b = {.exact = *c};
 
     /* The dot product of `size` terms is off by at most (size + 4) u |q| |mu'|, including the rounding of q and mu'.
-       Beyond a quarter the weights are not to be trusted to the compute type. And where the signal-to-noise ratio of a
-       single dimension, beta |mu'| / sqrt(D size), is large, a sum of p mu' in the compute type loses digits against e
-       in the residual e - beta mean: some ten roundings of it must stay below the accuracy asked for. */
-    const double error = (size + 4.0) * u * c.beta * inverse * norm * largest;
-    const double ratio = c.beta * sqrt(inverse * points->mean_square / size);
-    const double ratio_limit = sizeof(FF_TT) == 4 ? 8.0 : 500.0;
-    b.sharp = error > 0.25 || ratio > ratio_limit;
+       Beyond a quarter the weights are not to be trusted to the compute type, nor is a q that may overflow it. And
+       where the signal-to-noise ratio of a single dimension, beta |mu'| / sqrt(D size), is large, a sum of p mu' in the
+       compute type loses digits against e in the residual e - beta mean: some ten roundings of it must stay below the
+       accuracy asked for. */
+    const double query = c->beta * inverse * c->norm;
+    const double error = (size + 4.0) * u * query * largest;
+    const double ratio = c->beta * sqrt(inverse * points->mean_square / size);
+    const double ratio_limit = sizeof(FF_TT) == 4 ? 2.0 : 500.0;
+    b.sharp = !(error <= 0.25 && ratio <= ratio_limit && query < 1e30 && inverse < 1e30);
     if (!b.sharp) {
         b.scale = 1.0;
-        b.base = -c.precision * norm * norm;
-        b.square = 0.5 * c.beta * c.beta * inverse;
-        /* The rounding of a that is seen is about u/4 of its terms (blocked sums of random roundings); a weight may be
-           off by the tolerance below. */
-        const double tolerance = sizeof(FF_TT) == 4 ? 2e-6 : 5e-14;
-        b.suspect = tolerance / (0.25 * u);
+        b.base = -c->precision * c->norm * c->norm - c->base;
+        b.square = 0.5 * c->beta * c->beta * inverse;
+        /* The rounding of a that is seen is about u times its terms (short sums of random roundings, slice by slice); a
+           weight may be off by the tolerance below. Where float32 queries lie close to their points, the residual is a
+           difference of what the points contribute: there weights are held eight times closer, and the heavy ones
+           summed in float64. A fifth of that ratio is where the rounding begins to show. */
+        const int close = sizeof(FF_TT) == 4 && ratio > 0.2;
+        b.suspect = (sizeof(FF_TT) == 4 ? (close ? 2.5e-7 : 2e-6) : 5e-14) / u;
+        b.heavy = close ? 0.125 : INFINITY;
     } else {
-        b.scale = c.beta * c.beta * inverse;
+        b.scale = c->beta * c->beta * inverse;
         b.square = 0.5;
-        const double bound = u * ((size + 4.0) * norm / c.beta * largest + 2.0 * points->largest_square);
+        const double bound = u * ((size + 4.0) * c->norm / c->beta * largest + 2.0 * points->largest_square);
         const double dropped = log((double)points->count) + (sizeof(FF_TT) == 4 ? 18.0 : 38.0);
         b.window = 2.0 * bound + dropped / b.scale;
+        b.heavy = INFINITY;
     }
     return b;
 }

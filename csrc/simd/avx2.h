@@ -44,6 +44,11 @@ static inline double f64_sum(f64v v) {
     return _mm_cvtsd_f64(_mm_add_sd(pair, _mm_unpackhi_pd(pair, pair)));
 }
 
+static inline f32v f32_from_f64(f64v low, f64v high) {
+    return _mm256_set_m128(_mm256_cvtpd_ps(high), _mm256_cvtpd_ps(low));
+}
+static inline f64v f64_from_low(f32v v) { return _mm256_cvtps_pd(_mm256_castps256_ps128(v)); }
+static inline f64v f64_from_high(f32v v) { return _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1)); }
 static inline f64v f64_load_f32(const float *p) { return _mm256_cvtps_pd(_mm_loadu_ps(p)); }
 #define f64_load_f64 f64_load
 #define f32_load_f32 f32_load

@@ -44,6 +44,11 @@ FF_PLAIN_OPS(f32, float, f32v, i32v, 23)
 FF_PLAIN_OPS(f64, double, f64v, i64v, 52)
 #undef FF_PLAIN_OPS
 
+static inline f32v f32_from_f64(f64v low, f64v high) {
+    return (f32v){(float)low[0], (float)low[1], (float)high[0], (float)high[1]};
+}
+static inline f64v f64_from_low(f32v v) { return (f64v){v[0], v[1]}; }
+static inline f64v f64_from_high(f32v v) { return (f64v){v[2], v[3]}; }
 static inline f64v f64_load_f32(const float *p) { return (f64v){p[0], p[1]}; }
 static inline double f64_sum(f64v v) { return v[0] + v[1]; }
 #define f64_load_f64 f64_load

@@ -44,7 +44,7 @@ class Prepared(Protocol):
         """Moments with (B, D) fields in the dtype of `x`; `mean`, `residual` and the spread only if asked for."""
 
     def logits(self, x: np.ndarray, coefficients: np.ndarray, start: int, stop: int) -> np.ndarray:
-        """Logits of the components start..stop-1, (B, stop - start) float64."""
+        """Logits of the components start..stop-1, (B, stop - start) float64, short of a constant of each query."""
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ logits can exceed SHARP_ERROR or if its mean must keep more digits than T has. F
 screens: every point within the rigorous rounding bound of the best is recomputed from its float64 residual and summed
 in float64. For the others, *smooth*, only those pairs are recomputed whose own rounding error shows in the result.
 
-Far from the data, `|e| > 2 beta max|mu'|`, it is the residuals that cancel, in the differences of their squares. There
-every exact logit is that of `|r_j|^2 - |e|^2 = beta (beta |mu'_j|^2 - 2 e.mu'_j)`, with the product in float64.
+Far from the data, `|e| > 2 beta max|mu'|`, it is the residuals that cancel, in the differences of their squares. Where
+that shows, every exact logit is that of `|r_j|^2 - |e|^2 = beta (beta |mu'_j|^2 - 2 e.mu'_j)`, in float64.
 
 Threads are Python's own; the compiled code releases the GIL. Unlike numba's threading layers this pool may be
 used by several callers at once and after a fork, and takes any number of threads.
@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -68,25 +69,25 @@ EXP_WORK = 16  # cost of one exponential, in multiplications
 # --- accuracy --------------------------------------------------------------------------------------------------------
 
 SHARP_ERROR = 0.25  # bound on the error of a logit beyond which a query is sharp
-SHARP_RATIO = {4: 25.0, 8: 1400.0}  # by bytes of T: beta |mu'| over sqrt(D d) up to which sums of mu' in T suffice
-PAIR_ERROR = {4: 4e-6, 8: 1e-13}  # by bytes of T: error of the weighted sums that one pair may cause
-TYPICAL_ERROR = 0.25  # of a dot product, in units of its roundoff u times its size
+SHARP_RATIO = {4: 8.0, 8: 500.0}  # by bytes of T: beta |mu'| over sqrt(D d) up to which sums of mu' in T suffice
+PAIR_ERROR = {4: 2e-6, 8: 5e-14}  # by bytes of T: error of the weighted sums that one pair may cause
+TYPICAL_ERROR = 0.5  # of a dot product, in units of its roundoff u times its size
+LONELY_GAP = {4: 9.0, 8: np.inf}  # beta^2 |mu'|^2 / D from which a float32 query on a point may see little else
+FEW_WEIGHTS, HEAVY_WEIGHT = 4.0, 0.125  # such a query's weights above this, in a chunk of so few, are summed in float64
 NEGLIGIBLE = {4: 18.0, 8: 38.0}  # by bytes of T: weights below exp(-this) / N of the largest are dropped
+FAR_LOGIT, FAR_SIZE = 100.0, 2000  # size of a logit, beside a typical D / 2 for D up to this, whose rounding is seen
 LOWEST = -1e307  # stands for log 0 in references: finite, so that differences are not NaN
-NARROW_RANGE = 1e-12, 1e18  # largest |mu'| between which squares stay well inside float32
+NARROW_DEAD = 1e30  # float32 stand-in for infinity
+NARROW_RANGE = 1e-12, 1e14  # largest |mu'| between which squares stay well inside float32
 
 _SUM = {"reassoc", "contract", "nsz"}  # what a vectorised sum needs; NaN and infinity keep their meaning
 
 
-def _vector_bytes() -> int:
-    """Bytes of the widest vector registers that numba compiles for."""
-    features = cpu_target.target_context.codegen().magic_tuple()[2]
-    if "+avx512f" in features:
-        return 64
-    return 32 if "+avx," in features + "," else 16
-
-
-VECTOR_BYTES = _vector_bytes()
+# What numba compiles for: its choice, which NUMBA_CPU_FEATURES may override.
+_FEATURES = cpu_target.target_context.codegen().magic_tuple()[2].split(",")
+_X86 = platform.machine().lower() in ("x86_64", "amd64", "i386", "i686")
+VECTOR_BYTES = 64 if "+avx512f" in _FEATURES else 32 if "+avx" in _FEATURES else 16
+FUSED = "+fma" in _FEATURES if _X86 else True  # whether there is a fused multiply-add
 ROWS = 8 if VECTOR_BYTES == 64 else 4  # queries of a register block: with two vectors each, 16 or 8 accumulators
 
 
@@ -180,13 +181,28 @@ def _take(typing_context, counter):
 
 
 @intrinsic
-def _fused(typing_context, a, b, c):
-    """`a b + c` with one rounding, on every machine."""
-
+def _fused_multiply_add(typing_context, a, b, c):
     def generate(context, builder, signature, arguments):
         return builder.fma(*arguments)
 
     return (a(a, b, c), generate) if a == b == c else None
+
+
+@_jit(forceinline=True)
+def _emulated_multiply_add(a, b, c):
+    """Dekker's two-product on Veltkamp's split: 2^27 + 1 cuts a float64 into halves whose products are exact."""
+    a_high = 134217729.0 * a
+    a_high = a_high - (a_high - a)
+    b_high = 134217729.0 * b
+    b_high = b_high - (b_high - b)
+    a_low, b_low = a - a_high, b - b_high
+    product = a * b
+    error = ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
+    return (product + c) + error
+
+
+# `a b + c` in float64 without the rounding of the product.
+_fused = _fused_multiply_add if FUSED else _emulated_multiply_add
 
 
 @intrinsic
@@ -276,18 +292,18 @@ def _dot_block(typing_context, out, out_at, queries, queries_at, points, points_
 
 @intrinsic
 def _weighted_block(
-    typing_context, out, out_at, out_stride, weights, weights_at, points, points_at, count, keep, gain, row_at
+    typing_context, out, out_at, out_stride, weights, weights_at, points, points_at, count, gain, row_at
 ):
-    """`out = keep out + gain sum_j weights_j points_j` for ROWS queries and two vectors of columns.
+    """`out += gain sum_j weights_j points_j` for ROWS queries and two vectors of columns.
 
     `weights` lie as [row][CHUNK], `points` as [point][panel]; the sum is in their dtype, `out` is float64.
     """
 
     def generate(context, builder, signature, arguments):
-        _, out_at, out_stride, _, weights_at, _, points_at, count, _, _, row_at = arguments
-        to, weight, point, keeps, gains = (
+        _, out_at, out_stride, _, weights_at, _, points_at, count, _, row_at = arguments
+        to, weight, point, gains = (
             _pointer(context, builder, kind, arguments[i])
-            for i, kind in ((0, out), (3, weights), (5, points), (8, keep), (9, gain))
+            for i, kind in ((0, out), (3, weights), (5, points), (8, gain))
         )
         lanes, size = _lanes(points.dtype), points.dtype.bitwidth // 8
         vector = ir.VectorType(context.get_value_type(points.dtype), lanes)
@@ -304,18 +320,17 @@ def _weighted_block(
             first = plus(weights_at, loop.index)
             _accumulate(builder, slots, weight, lambda row: plus(first, row * CHUNK), pair)
         for row, slot_pair in enumerate(slots):
-            here = plus(row_at, row)
-            kept, gained = (_splat(builder, wide, builder.load(builder.gep(p, [here]))) for p in (keeps, gains))
+            factor = _splat(builder, wide, builder.load(builder.gep(gains, [plus(row_at, row)])))
             start = plus(out_at, builder.mul(out_stride, ir.Constant(integer, row)))
             for v, slot in enumerate(slot_pair):
                 place = _vector_at(builder, to, plus(start, v * lanes), wide)
                 total = builder.load(slot) if size == 8 else builder.fpext(builder.load(slot), wide)
-                before = builder.fmul(kept, builder.load(place, align=8))
-                builder.store(_multiply_add(builder, gained, total, before), place, align=8)
+                before = builder.load(place, align=8)
+                builder.store(_multiply_add(builder, factor, total, before), place, align=8)
         return context.get_dummy_value()
 
     integers = types.intp
-    places = (out, integers, integers, weights, integers, points, integers, integers, keep, gain, integers)
+    places = (out, integers, integers, weights, integers, points, integers, integers, gain, integers)
     return types.void(*places), generate
 
 
@@ -422,6 +437,7 @@ def _centre_queries(x, coefficients, source_mean, centre, largest, constant, que
         query.half = 0.5 / variance
         query.square = _square(e[b])
         query.far = math.sqrt(query.square) > 2.0 * beta * largest
+        query.far &= query.half * query.square > FAR_LOGIT + min(x.shape[1], FAR_SIZE)
         query.offset = constant - 0.5 * x.shape[1] * math.log(variance)
         if query.far:
             query.offset -= query.half * query.square
@@ -482,10 +498,10 @@ def _clear(states, sums, first, last):
 
 
 @_jit()
-def _move_reference(state, reference):
-    """Express the state by a reference that is no smaller; returns the factor of its weights."""
+def _raise_reference(state, row, reference, mean):
+    """Express the state, and the sum of points, by a reference that is no smaller."""
     if reference == state[0]:
-        return 1.0
+        return
     factor = _exp(state[0] - reference)
     if factor > 0.0:
         state[2] = factor * (state[2] + state[1] * (state[0] - reference))
@@ -494,14 +510,7 @@ def _move_reference(state, reference):
     state[0] = reference
     state[1] *= factor
     state[3] *= factor * factor
-    return factor
-
-
-@_jit()
-def _raise_reference(state, row, reference, mean):
-    """`_move_reference` with the sum of points along."""
-    factor = _move_reference(state, reference)
-    if mean and factor != 1.0:
+    if mean:
         for k in range(row.size):
             row[k] *= factor
 
@@ -544,28 +553,39 @@ def _scale_to_logits(logits, count, half, log_mass, start):
 
 
 @_jit(fastmath=_SUM)
-def _weigh(logits, weights, count, state, spread):
-    """Weights of a chunk relative to the state's reference, and their sums into the state."""
-    reference = state[0]
+def _weigh(logits, weights, count, reference):
+    """Logits become differences to the reference; returns the sum of their weights."""
     total = 0.0
+    for j in range(count):
+        difference = logits[j] - reference
+        weight = _exp(difference)
+        logits[j] = difference
+        weights[j] = weight
+        total += weight
+    return total
+
+
+@_jit(fastmath=_SUM)
+def _spread(weights, differences, count):
+    """`sum p (l - m)` and `sum p^2`, in float64. By itself, so that asking for it changes nothing else."""
+    slope = 0.0
+    collision = 0.0
+    for j in range(count):
+        weight = np.float64(weights[j])
+        slope += weight * np.float64(differences[j])
+        collision += weight * weight
+    return slope, collision
+
+
+@_jit()
+def _add_chunk(logits, weights, count, best, state, row, mean, spread):
+    """Weights of a chunk from its exact logits, and their sums into the state."""
+    _raise_reference(state, row, max(best, state[0]), mean)
+    state[1] += _weigh(logits, weights, count, state[0])
     if spread:
-        slope = 0.0
-        collision = 0.0
-        for j in range(count):
-            difference = logits[j] - reference
-            weight = _exp(difference)
-            weights[j] = weight
-            total += weight
-            slope += weight * difference
-            collision += weight * weight
+        slope, collision = _spread(weights, logits, count)
         state[2] += slope
         state[3] += collision
-    else:
-        for j in range(count):
-            weight = _exp(logits[j] - reference)
-            weights[j] = weight
-            total += weight
-    state[1] += total
 
 
 # --- columns ---------------------------------------------------------------------------------------------------------
@@ -629,8 +649,7 @@ def _columns_task(data, queries, e, split, counter, states, sums, mean, spread, 
             for b in range(first, last):
                 _column_squares(columns, count, e[b], queries[b].beta, queries[b].far, logits)
                 best = _scale_to_logits(logits, count, queries[b].half, data.log_mass, start)
-                _raise_reference(state[b], row[b], max(best, state[b, 0]), mean)
-                _weigh(logits, weights, count, state[b], spread)
+                _add_chunk(logits, weights, count, best, state[b], row[b], mean, spread)
                 if mean:
                     _add_columns(columns, count, weights, row[b])
         slot, first, last = _next_task(counter, split)
@@ -780,8 +799,7 @@ def _rows_task(data, queries, e, raw, split, counter, states, sums, mean, spread
             count = min(logits.size, stop - start)
             for b in range(first, last):
                 best = _row_logits(data, start, count, e[b], raw[b], queries[b], logits)
-                _raise_reference(state[b], row[b], max(best, state[b, 0]), mean)
-                _weigh(logits, weights, count, state[b], spread)
+                _add_chunk(logits, weights, count, best, state[b], row[b], mean, spread)
                 if mean:
                     _add_rows(data.points, data.centre, start, count, weights, row[b])
         slot, first, last = _next_task(counter, split)
@@ -822,7 +840,9 @@ def _screen_queries(queries, e, terms, screens, packed):
         screen.mass_factor = 1.0
         screen.base = 0.0 if query.far else -query.half * query.square
         sharp = (size + 4) * terms.roundoff * length * terms.largest > SHARP_ERROR
-        sharp |= math.sqrt(ratio) * terms.typical > terms.sharp_ratio * math.sqrt(size)
+        signal = math.sqrt(ratio / size) * terms.typical
+        sharp |= signal > terms.sharp_ratio
+        screen.lonely = ratio * terms.typical**2 > terms.lonely_gap
         if sharp or not length < terms.limit:
             target = norm / beta
             error = terms.roundoff * (
@@ -873,8 +893,14 @@ def _screen_chunk(points, centre, start, count, tile, turned, packed, first, las
         for block in range(rows // pair):
             for b in range(first, last, ROWS):
                 _dot_block(
-                    logits, (b - first) * CHUNK + block * pair, packed, (b // ROWS * columns + column) * ROWS,
-                    turned, block * panel * pair, width, column == 0,
+                    logits,
+                    (b - first) * CHUNK + block * pair,
+                    packed,
+                    (b // ROWS * columns + column) * ROWS,
+                    turned,
+                    block * panel * pair,
+                    width,
+                    column == 0,
                 )
 
 
@@ -910,21 +936,11 @@ def _smooth_weights(logits, weights, count, best, square_factor, squares):
 
 
 @_jit(fastmath=_SUM)
-def _sum_weights(weights, differences, count, spread):
-    """`sum p`, `sum p (l - m)`, `sum p^2` in float64."""
+def _sum_weights(weights, count):
     total = 0.0
-    slope = 0.0
-    collision = 0.0
-    if spread:
-        for j in range(count):
-            weight = np.float64(weights[j])
-            total += weight
-            slope += weight * np.float64(differences[j])
-            collision += weight * weight
-    else:
-        for j in range(count):
-            total += np.float64(weights[j])
-    return total, slope, collision
+    for j in range(count):
+        total += np.float64(weights[j])
+    return total
 
 
 @_jit()
@@ -938,12 +954,14 @@ def _exact_logit(data, j, e, query):
 
 
 @_jit()
-def _smooth_query(data, terms, start, count, e, query, screen, squares, logits, weights, best, state, spread):
-    """Weights of a chunk for a smooth query; returns the factors of the sums so far and of the chunk's."""
+def _smooth_query(
+    data, terms, start, count, e, query, screen, squares, logits, weights, best, state, row, mean, spread
+):
+    """Weights of a chunk for a smooth query; returns the factor by which their sums enter."""
     reference = np.float64(best) + screen.base
     if reference < state[0] - terms.cut:
-        return 1.0, 0.0
-    keep = _move_reference(state, max(reference, state[0]))
+        return 0.0
+    _raise_reference(state, row, max(reference, state[0]), mean)
     gain = _exp(reference - state[0])
     square_factor = screen.half_square + screen.half_square
     worst = _smooth_weights(logits, weights, count, best, square_factor, squares)
@@ -954,12 +972,18 @@ def _smooth_query(data, terms, start, count, e, query, screen, squares, logits, 
                 difference = _exact_logit(data, start + j, e, query) - reference
                 logits[j] = difference
                 weights[j] = _exp(difference)
-    total, slope, collision = _sum_weights(weights, logits, count, spread)
+    total = _sum_weights(weights, count)
     state[1] += gain * total
     if spread:
+        slope, collision = _spread(weights, logits, count)
         state[2] += gain * (slope + total * (reference - state[0]))
         state[3] += gain * gain * collision
-    return keep, gain
+    if mean and screen.lonely and total < FEW_WEIGHTS:
+        for j in range(count):
+            if gain * weights[j] > HEAVY_WEIGHT:
+                _add_row(data.points[start + j], data.centre, gain * weights[j], row)
+                weights[j] = 0.0
+    return gain
 
 
 @_jit()
@@ -988,8 +1012,8 @@ def _sharp_query(data, terms, start, count, e, query, logits, floor, state, row,
 
 
 @_jit()
-def _add_tile(points, centre, start, count, tile, weights, keep, gain, first, last, sums):
-    """`sums = keep sums + gain sum_j weights_j mu'_j` for the queries first..last-1, where any gain is not zero."""
+def _add_tile(points, centre, start, count, tile, weights, gain, first, last, sums):
+    """`sums += gain sum_j weights_j mu'_j` for the queries first..last-1, where any gain is not zero."""
     lanes = _lane_count(tile)
     panel = tile.shape[1]
     columns = sums.shape[1]
@@ -1002,19 +1026,38 @@ def _add_tile(points, centre, start, count, tile, weights, keep, gain, first, la
                 row = b - first
                 if gain[row : row + ROWS].any():
                     _weighted_block(
-                        sums, b * columns + column + k, columns, weights, row * CHUNK, tile, k, count, keep, gain, row
+                        sums, b * columns + column + k, columns, weights, row * CHUNK, tile, k, count, gain, row
                     )
 
 
 @_jit()
-def _tiles_task(data, queries, e, tiles, terms, screens, packed, split, counter, states, sums, mean, spread, tile,
-                turned, logits, weights, keep, gain, exact, chosen):
+def _tiles_task(
+    data,
+    queries,
+    e,
+    tiles,
+    terms,
+    screens,
+    packed,
+    split,
+    counter,
+    states,
+    sums,
+    mean,
+    spread,
+    tile,
+    turned,
+    logits,
+    weights,
+    gain,
+    exact,
+    chosen,
+):
     """Tasks of the `tiles` kernel, until there are none. A task is for whole blocks of ROWS queries."""
     slot, first, last = _next_task(counter, split)
     while slot >= 0:
         state, row = states[slot], sums[slot]
         _clear(state, row, first, last)
-        keep[:] = 1.0
         gain[:] = 0.0
         begin, stop = _group_span(data, split.base + slot)
         for start in range(begin, stop, CHUNK):
@@ -1029,17 +1072,41 @@ def _tiles_task(data, queries, e, tiles, terms, screens, packed, split, counter,
                 best = _finish_logits(logits[i], count, screen.half_square, squares, log_mass, screen.mass_factor)
                 if screen.window >= 0.0:
                     _sharp_query(
-                        data, terms, start, count, e[b], query, logits[i], np.float64(best) - screen.window,
-                        state[b], row[b], exact, chosen, mean,
+                        data,
+                        terms,
+                        start,
+                        count,
+                        e[b],
+                        query,
+                        logits[i],
+                        np.float64(best) - screen.window,
+                        state[b],
+                        row[b],
+                        exact,
+                        chosen,
+                        mean,
                     )
                 else:
-                    keep[i], gain[i] = _smooth_query(
-                        data, terms, start, count, e[b], query, screen, squares, logits[i], weights[i], best, state[b],
+                    gain[i] = _smooth_query(
+                        data,
+                        terms,
+                        start,
+                        count,
+                        e[b],
+                        query,
+                        screen,
+                        squares,
+                        logits[i],
+                        weights[i],
+                        best,
+                        state[b],
+                        row[b],
+                        mean,
                         spread,
                     )
                     active |= gain[i] > 0.0
             if mean and active:
-                _add_tile(data.points, tiles.centre, start, count, tile, weights, keep, gain, first, last, row)
+                _add_tile(data.points, tiles.centre, start, count, tile, weights, gain, first, last, row)
         slot, first, last = _next_task(counter, split)
 
 
@@ -1185,7 +1252,8 @@ class Terms(NamedTuple):
     Attributes:
         roundoff: u of T. limit: size below which nothing overflows in T.
         largest, typical: largest and root mean square |mu'|. mass: largest |log C| of a mass above zero.
-        sharp_ratio, pair_limit, cut: see SHARP_RATIO, PAIR_ERROR (in units of a typical error) and NEGLIGIBLE.
+        sharp_ratio, lonely_gap, cut: see SHARP_RATIO, LONELY_GAP and NEGLIGIBLE.
+        pair_limit: PAIR_ERROR in units of a typical error.
     """
 
     roundoff: float
@@ -1194,6 +1262,7 @@ class Terms(NamedTuple):
     typical: float
     mass: float
     sharp_ratio: float
+    lonely_gap: float
     pair_limit: float
     cut: float
 
@@ -1209,6 +1278,7 @@ def _terms(size: int, count: int, largest: float, typical: float, mass: float) -
         typical=typical,
         mass=mass,
         sharp_ratio=SHARP_RATIO[size],
+        lonely_gap=LONELY_GAP[size],
         pair_limit=PAIR_ERROR[size] / (TYPICAL_ERROR * roundoff),
         cut=math.log(count) + NEGLIGIBLE[size],
     )
@@ -1230,7 +1300,8 @@ QUERY = np.dtype(
 # Numbers of a query in the screening by tiles, by bytes of T: see `_screen_queries`.
 SCREEN = {
     size: np.dtype(
-        [("window", "f8"), ("base", "f8"), ("half_square", f"f{size}"), ("mass_factor", f"f{size}")], align=True
+        [("window", "f8"), ("base", "f8"), ("half_square", f"f{size}"), ("mass_factor", f"f{size}"), ("lonely", "?")],
+        align=True,
     )
     for size in (4, 8)
 }
@@ -1266,9 +1337,11 @@ class Compiled:
         self.largest, typical = math.sqrt(squares.max()), math.sqrt(squares.mean())
         self.tiles = {8: Tiles(self.centre, self.log_mass, squares)}
         if data.dtype == np.float32 and NARROW_RANGE[0] < self.largest < NARROW_RANGE[1]:
-            # float32 holds these log masses, and zero mass stays far below all.
-            masses = np.maximum(self.log_mass, -1e30).astype(np.float32)
-            self.tiles[4] = Tiles(centre, masses, squares.astype(np.float32))
+            # A point without mass stays below all others in float32 too: as t -> 1 by the square, else by the mass.
+            narrow = squares.astype(np.float32)
+            narrow[: self.log_mass.size][self.log_mass < 0.1 * LOG_ZERO] = NARROW_DEAD
+            masses = np.maximum(self.log_mass, -NARROW_DEAD).astype(np.float32)
+            self.tiles[4] = Tiles(centre, masses, narrow)
         mass = float(np.max(np.abs(self.log_mass), where=self.log_mass > 0.1 * LOG_ZERO, initial=0.0))
         self.terms = {size: _terms(size, self.count, self.largest, typical, mass) for size in self.tiles}
 
@@ -1305,6 +1378,7 @@ class Compiled:
         )
 
     def logits(self, x: np.ndarray, coefficients: np.ndarray, start: int, stop: int) -> np.ndarray:
+        """Logits less what is the same for all points of a query, which would round off their differences."""
         plan = Columns(self) if self.size <= SMALL_SIZE else Rows(self)
         queries = self._queries(plan, x, coefficients)
         fixed = plan.data, queries.numbers, queries.e, *plan.prepare(queries)
@@ -1312,7 +1386,6 @@ class Compiled:
         step = max(COLUMN_CHUNK, -(-(stop - start) // GROUPS))
         tasks = [(*fixed, *span, out, span[0] - start) for span in _spans(start, stop, step)]
         self._run(plan.logits, tasks, len(x) * (stop - start), plan.logits_workspace)
-        out += queries.numbers["offset"][:, None]
         return out
 
     def _queries(self, plan: Plan, x: np.ndarray, coefficients: np.ndarray) -> Queries:
@@ -1441,7 +1514,6 @@ class TilePlan(Plan):
             _aligned((CHUNK * panel,), self.dtype),
             _aligned((self.task_queries, CHUNK), self.dtype),
             np.zeros((self.task_queries, CHUNK), self.dtype),
-            np.empty(self.task_queries),
             np.empty(self.task_queries),
             np.empty(CHUNK),
             np.empty(CHUNK, np.int64),

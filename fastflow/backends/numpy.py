@@ -1,11 +1,15 @@
 """The reference backend: the formulas of MATH.md, in float64, with NumPy alone.
 
 Everything is computed from the residuals `r_j = x - alpha m_i - beta mu_j`, written as `e - beta (mu_j - c)` with the
-data's centre c and `e = x - alpha m_i - beta c`, so that a shift of the data costs no digits. Blocks of queries and
-points keep the (queries, points, D) array of residuals small: no B x N array is ever held.
+data's centre c and `e = x - alpha m_i - beta c`, so that a shift of the data costs no digits. For a query far outside
+the data `|r_j|^2` is nearly the same for all points, and its rounding would show in the weights: there the logits are
+taken from `|r_j|^2 - |e|^2`. Blocks of queries and points keep the (queries, points, D) array of residuals small: no
+B x N array is ever held. The blocks depend on the data alone, so that a query's result does not depend on its company.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,17 +24,34 @@ def load() -> Backend:
     return Backend(prepare=lambda points, isa, num_threads: Reference(points), detail=f"NumPy {np.__version__}")
 
 
+class Queries(NamedTuple):
+    """A block of queries: e, beta and variance with axes (query, 1, D) or (query, 1); far as above; base (query,) is
+    what the logits leave out."""
+
+    e: np.ndarray
+    beta: np.ndarray
+    variance: np.ndarray
+    far: np.ndarray
+    base: np.ndarray
+
+
 class Reference:
     def __init__(self, points: Points):
         self.data, self.log_mass, self.source_mean = points
-        rows = max(1, _BLOCK // self.data.shape[1])
-        count = len(self.data)
-        self.centre = sum(self.data[i : i + rows].sum(axis=0, dtype=np.float64) / count for i in range(0, count, rows))
+        count, size = self.data.shape
+        rows = max(1, _BLOCK // size)
+        self.centre = sum(
+            (self.data[i : i + rows].astype(np.float64) / count).sum(axis=0) for i in range(0, count, rows)
+        )
+        self.largest_square = max(
+            np.square(self.data[i : i + rows] - self.centre).sum(axis=1).max() for i in range(0, count, rows)
+        )
+        # Few points leave room for many queries, and the other way round.
+        self.points = min(count, max(1, _BLOCK // (8 * size)))
+        self.queries = max(1, _BLOCK // (self.points * size))
 
     def moments(self, x: np.ndarray, coefficients: np.ndarray, mean: bool, spread: bool) -> Moments:
-        count, size = x.shape
-        coefficients = np.broadcast_to(coefficients, (3, count))
-        queries, points = self._block_shape(count)
+        count = len(x)
         result = Moments(
             log_total=np.empty(count),
             mean=np.empty_like(x) if mean else None,
@@ -38,72 +59,76 @@ class Reference:
             entropy=np.empty(count) if spread else None,
             collision=np.empty(count) if spread else None,
         )
-        for i in range(0, count, queries):
-            some = slice(i, i + queries)
-            whole = None
-            for j in range(0, len(self.data), points):
-                part = self._block(x[some], coefficients[:, some], slice(j, j + points), mean, spread)
-                whole = part if whole is None else merge((whole, part))
+        for i in range(0, count, self.queries):
+            some = slice(i, i + self.queries)
+            queries = self._offset(x[some], np.broadcast_to(coefficients, (3, count))[:, some])
+            whole = merge(
+                self._block(queries, slice(j, j + self.points), mean, spread)
+                for j in range(0, len(self.data), self.points)
+            )
             for name in ("log_total", "mean", "residual", "entropy", "collision"):
                 if getattr(result, name) is not None:
                     getattr(result, name)[some] = getattr(whole, name)
+            result.log_total[some] += queries.base
         return result
 
     def logits(self, x: np.ndarray, coefficients: np.ndarray, start: int, stop: int) -> np.ndarray:
-        coefficients = np.broadcast_to(coefficients, (3, len(x)))
-        queries, points = self._block_shape(len(x))
         logits = np.empty((len(x), stop - start))
-        for i in range(0, len(x), queries):
-            some = slice(i, i + queries)
-            for j in range(start, stop, points):
-                part = slice(j, min(j + points, stop))
-                block, *_ = self._logits(x[some], coefficients[:, some], part)
-                logits[some, part.start - start : part.stop - start] = block
+        for i in range(0, len(x), self.queries):
+            some = slice(i, i + self.queries)
+            queries = self._offset(x[some], np.broadcast_to(coefficients, (3, len(x)))[:, some])
+            for j in range(start, stop, self.points):
+                part = slice(j, min(j + self.points, stop))
+                logits[some, part.start - start : part.stop - start] = self._logits(queries, part)[0]
         return logits
 
-    def _block_shape(self, count: int) -> tuple[int, int]:
-        """Queries and points of one block: few queries leave room for many points."""
-        size = self.data.shape[1]
-        queries = max(1, min(count, _BLOCK // (size * min(64, len(self.data)))))
-        return queries, max(1, _BLOCK // (size * queries))
-
-    def _logits(self, x: np.ndarray, coefficients: np.ndarray, part: slice):
-        """Logits and residuals of a block: `log C_j - (D/2) log variance - |r_j|^2 / (2 variance)`."""
+    def _offset(self, x: np.ndarray, coefficients: np.ndarray) -> Queries:
         alpha, beta, variance = coefficients[:, :, None]
-        size = self.data.shape[1]
-        centre = x.astype(np.float64)
+        e = x.astype(np.float64)
         if self.source_mean is not None:
-            centre = centre - alpha * self.source_mean
-        centre = _minus_product(centre, beta, self.centre)
-        offset = self.data[part].astype(np.float64) - self.centre
-        residual = centre[:, None, :] - beta[:, :, None] * offset
-        log_mass = -np.log(len(self.data)) if self.log_mass is None else self.log_mass[part]
-        square = np.einsum("bnd,bnd->bn", residual, residual)
-        logits = log_mass - 0.5 * size * np.log(variance) - square / (2.0 * variance)
-        return logits, offset, residual
+            e = _minus_product(e, alpha, self.source_mean)
+        e = _minus_product(e, beta, self.centre)
+        size = x.shape[1]
+        square = np.einsum("bd,bd->b", e, e)[:, None]
+        # Beyond twice the data's reach every |r| is at least half of |e|, so nothing cancels in |r|^2 - |e|^2; and where
+        # |r|^2 / (2 variance) is many times the D/2 that is typical, its rounding would show in the weights.
+        far = (square > 4.0 * beta**2 * self.largest_square) & (square / (2.0 * variance) > 10.0 * size)
+        base = -0.5 * size * np.log(variance) - np.where(far, square, 0.0) / (2.0 * variance)
+        return Queries(e[:, None, :], beta[:, :, None], variance, far[:, :, None], base[:, 0])
 
-    def _block(self, x: np.ndarray, coefficients: np.ndarray, part: slice, mean: bool, spread: bool) -> Moments:
-        logits, offset, residual = self._logits(x, coefficients, part)
+    def _logits(self, queries: Queries, part: slice):
+        """Logits `log C_j - |r_j|^2 / (2 variance)` short of the base, mu_j - c, and r_j of a block."""
+        offset = self.data[part].astype(np.float64) - self.centre
+        shift = queries.beta * offset
+        residual = queries.e - shift
+        if queries.far.any():
+            # |r|^2, or for far queries |r|^2 - |e|^2 = shift (shift - 2 e)
+            left = np.where(queries.far, shift, residual)
+            right = np.where(queries.far, shift - 2.0 * queries.e, residual)
+        else:
+            left = right = residual
+        distance = np.einsum("bnd,bnd->bn", left, right)
+        log_mass = -np.log(len(self.data)) if self.log_mass is None else self.log_mass[part]
+        return log_mass - distance / (2.0 * queries.variance), offset, residual
+
+    def _block(self, queries: Queries, part: slice, mean: bool, spread: bool) -> Moments:
+        """Moments of a block, log_total short of the base."""
+        logits, offset, residual = self._logits(queries, part)
         largest = logits.max(axis=1)
         weights = np.exp(logits - largest[:, None])
         total = weights.sum(axis=1)
         weights /= total[:, None]
-        log_total = largest + np.log(total)
-        entropy = collision = None
+        entropy = collision = mean_point = mean_residual = None
         if spread:
             # The log of the weight by difference of logits: the weight itself may have underflowed to zero.
             log_weights = np.where(weights > 0.0, (logits - largest[:, None]) - np.log(total)[:, None], 0.0)
             entropy = -np.sum(weights * log_weights, axis=1)
             collision = np.sum(weights * weights, axis=1)
-        if not mean:
-            return Moments(log_total, entropy=entropy, collision=collision)
-        return Moments(
-            log_total,
-            mean=self.centre + weights @ offset,
-            residual=np.einsum("bn,bnd->bd", weights, residual),
-            entropy=entropy,
-            collision=collision,
-        )
+        if mean:
+            # einsum and not a matrix product, whose rounding of a row depends on the number of rows
+            mean_point = self.centre + np.einsum("bn,nd->bd", weights, offset)
+            mean_residual = np.einsum("bn,bnd->bd", weights, residual)
+        return Moments(largest + np.log(total), mean_point, mean_residual, entropy, collision)
 
 
 def _minus_product(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
