@@ -182,6 +182,17 @@ def test_exponential():
         assert out[-3:].tolist() == [1.0, 0.0, 0.0]
 
 
+def test_a_memory_map_and_a_time_for_each_of_many_queries(tmp_path):
+    """Read-only data, and more queries than are handled at a time."""
+    data, x = problem(count=9000, size=300, batch=700)
+    data.tofile(tmp_path / "data")
+    mapped = np.memmap(tmp_path / "data", dtype=data.dtype, mode="r", shape=data.shape)
+    t = np.linspace(0.0, 0.999, len(x))
+    assert len(x) > backend.TilePlan(field(data)._prepared, x.dtype, len(x)).queries_at_a_time()
+    together = field(mapped).velocity(x, t)
+    np.testing.assert_array_equal(together[650:], field(data).velocity(x[650:], t[650:]))
+
+
 # Compilation and memory ----------------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@
 enum { LOW_SIZE = 16, LOW_BLOCK = 32 * FF_LOW_LANES };
 /* Points of a chunk: the tile of points and the logits of one panel stay in the first-level cache at size 2, and the
    cost of a merge is small beside that of a chunk. */
-enum { LOW_CHUNK = 256 };
+enum { LOW_CHUNK = 512 };
 
 /* Scratch: the tile of points, the logits of a panel, the partial sums of a block. */
 typedef struct {
@@ -95,8 +95,11 @@ static inline __attribute__((always_inline)) void low_panel(const low_scratch *s
         const double *point = s->point + j * size;
         f64v below[2], p[2];
         FF_UNROLL
-        for (int h = 0; h < 2; h++) /* the bound, where weights are zero, keeps the products finite */
-            below[h] = f64_max(f64_sub(f64_load(logits + j * FF_LOW_LANES + h * L), largest[h]), f64_set1(-1e4));
+        for (int h = 0; h < 2; h++) {
+            below[h] = f64_sub(f64_load(logits + j * FF_LOW_LANES + h * L), largest[h]);
+            /* the bound, where weights are zero, keeps the products finite */
+            if (spread) below[h] = f64_max(below[h], f64_set1(-1e4));
+        }
         low_exp(below, narrow, p);
         FF_UNROLL
         for (int h = 0; h < 2; h++) {

@@ -22,13 +22,16 @@ Three kernels, chosen by D and the number of queries:
 Exactness on demand in `tiles`. The expanded square cancels as t -> 1. A query is *sharp* if the rounding error of its
 logits can exceed SHARP_ERROR or if its mean must keep more digits than T has. For a sharp query the product only
 screens: every point within the rigorous rounding bound of the best is recomputed from its float64 residual and summed
-in float64. For the others, *smooth*, only those pairs are recomputed whose own rounding error shows in the result.
+in float64. For the others, *smooth*, only those pairs are recomputed whose own rounding error shows in the result, and
+where a float32 query may sit on a single point, so that little is left of its residual, the heavy points of a chunk
+are summed in float64.
 
 Far from the data, `|e| > 2 beta max|mu'|`, it is the residuals that cancel, in the differences of their squares. Where
 that shows, every exact logit is that of `|r_j|^2 - |e|^2 = beta (beta |mu'_j|^2 - 2 e.mu'_j)`, in float64.
 
 Threads are Python's own; the compiled code releases the GIL. Unlike numba's threading layers this pool may be
-used by several callers at once and after a fork, and takes any number of threads.
+used by several callers at once and after a fork, and takes any number of threads. A worker enters compiled code once
+and takes tasks from a shared counter there.
 """
 
 from __future__ import annotations
@@ -1365,7 +1368,8 @@ class Compiled:
         step = plan.queries_at_a_time()
         for first, last in _spans(0, count, step):
             some = slice(first, last)
-            queries = self._queries(plan, x[some], coefficients[:, some] if coefficients.shape[1] > 1 else coefficients)
+            numbers = np.ascontiguousarray(coefficients[:, some]) if coefficients.shape[1] > 1 else coefficients
+            queries = self._queries(plan, x[some], numbers)
             parts = [o[some] if len(o) else o for o in outputs]
             _finish(plan.data, queries.numbers, queries.e, *self._total(plan, queries, mean, spread), *parts)
         log_total, average, residual, entropy, collision = outputs
