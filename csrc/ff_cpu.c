@@ -8,6 +8,9 @@ int ff_cpu_runs(const char *isa) {
 #if defined(__x86_64__)
     __builtin_cpu_init(); /* the checks below also ask whether the operating system saves the registers */
     if (strcmp(isa, "avx2") == 0) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (strcmp(isa, "avx512") == 0)
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+               __builtin_cpu_supports("avx512vl");
 #endif
     return 0;
 }

@@ -160,12 +160,12 @@ def test_finish_of_own_moments_is_evaluate(variant):
 def test_parts_with_nothing_near(variant, dtype):
     """A part whose weights all underflow beside another's adds nothing, and no NaN.
 
-    The far part lies at 100 and not at 1000: half a unit in the last place of coordinates near 1000 / 2, which is what
+    The far part lies at 30 and not at 1000: half a unit in the last place of coordinates near 1000 / 2, which is what
     the centre of the whole turns the near part's coordinates into, moves the velocity at t = 0.99 by 5e-12.
     """
     rng = np.random.default_rng(0)
     near = rng.standard_normal((20, 3)).astype(dtype)
-    far = (rng.standard_normal((20, 3)) + 100).astype(dtype)
+    far = (rng.standard_normal((20, 3)) + 30).astype(dtype)
     x = near[:5] * np.asarray(0.99, dtype)
     a = variant.field(near).moments(x, 0.99).scaled(0.5)
     b = variant.field(far).moments(x, 0.99).scaled(0.5)

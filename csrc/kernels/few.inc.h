@@ -161,9 +161,10 @@ static inline void NAME_ST(few_dots4)(const ff_points *points, const FF_TT *q, i
     }
 }
 
-/* sum[k] += weight[i] mu'_k(j[i]) for four points and k = from..to-1. */
-static inline void NAME_ST(few_accumulate4)(const ff_points *points, const int64_t *j, const double *weight,
-                                            FF_TT *sum, int64_t from, int64_t to) {
+/* sum[k] += weight[i] mu'_k(j[i]) for four points and k = from..to-1. Meanwhile, unless `ahead` is
+   zero, what lies that many elements further is fetched: the strip that comes next. */
+static inline __attribute__((always_inline)) void NAME_ST(few_accumulate4)(const ff_points *points, const int64_t *j, const double *weight,
+                                            FF_TT *sum, int64_t from, int64_t to, int64_t ahead) {
     enum { L = FF_LANES_T };
     const FF_STORED *row[4];
     TV w[4];
@@ -174,12 +175,17 @@ static inline void NAME_ST(few_accumulate4)(const ff_points *points, const int64
     }
     const FF_TT *centre = FF_CENTRE_T(points);
     int64_t k = from;
-    for (; k + L <= to; k += L) {
-        const TV c = T(load)(centre + k);
-        TV total = T(load)(sum + k);
+    for (; k + 2 * L <= to; k += 2 * L) {
+        const TV c0 = T(load)(centre + k), c1 = T(load)(centre + k + L);
+        TV total0 = T(load)(sum + k), total1 = T(load)(sum + k + L);
         FF_UNROLL
-        for (int i = 0; i < 4; i++) total = T(fma)(w[i], T(sub)(FF_LOAD_T(row[i] + k), c), total);
-        T(store)(sum + k, total);
+        for (int i = 0; i < 4; i++) {
+            if (ahead) __builtin_prefetch(row[i] + k + ahead, 0, 2);
+            total0 = T(fma)(w[i], T(sub)(FF_LOAD_T(row[i] + k), c0), total0);
+            total1 = T(fma)(w[i], T(sub)(FF_LOAD_T(row[i] + k + L), c1), total1);
+        }
+        T(store)(sum + k, total0);
+        T(store)(sum + k + L, total1);
     }
     for (; k < to; k++)
         for (int i = 0; i < 4; i++) sum[k] += (FF_TT)weight[i] * ((FF_TT)row[i][k] - centre[k]);
@@ -215,10 +221,16 @@ static void NAME_ST(few_smooth_strip)(const ff_job *job, int64_t start, int64_t 
     const int64_t kept = few_weigh(s, start, stop - start, &query->part);
     if (!job->want_mean) return;
     const int64_t filled = fill_up_to_four(kept, s->index, s->weight);
+    if (points->size <= FF_SEGMENT) {
+        for (int64_t i = 0; i < filled; i += 4)
+            NAME_ST(few_accumulate4)(points, s->index + i, s->weight + i, sum, 0, points->size, 0);
+        return;
+    }
+    /* Rows too long for the processor's own prefetching to run from one strip into the next. */
     for (int64_t from = 0; from < points->size; from += FF_SEGMENT)
         for (int64_t i = 0; i < filled; i += 4)
             NAME_ST(few_accumulate4)(points, s->index + i, s->weight + i, sum, from,
-                                     ff_min(from + FF_SEGMENT, points->size));
+                                     ff_min(from + FF_SEGMENT, points->size), (stop - start) * points->size);
 }
 
 static void NAME_ST(few_compute)(const ff_job *job, int64_t start, int64_t stop, int64_t query, int64_t count,

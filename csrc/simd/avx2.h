@@ -18,14 +18,9 @@ typedef __m256d f64v;
     static inline vector f##_fma(vector a, vector b, vector c) { return _mm256_fmadd_##s(a, b, c); }               \
     static inline vector f##_fnma(vector a, vector b, vector c) { return _mm256_fnmadd_##s(a, b, c); }             \
     static inline vector f##_max(vector a, vector b) { return _mm256_max_##s(a, b); }                              \
-    static inline vector f##_abs(vector a) { return _mm256_andnot_##s(_mm256_set1_##s((scalar)-0.0), a); }         \
     /* a where x > bound, else zero */                                                                             \
     static inline vector f##_where_above(vector a, vector x, vector bound) {                                       \
         return _mm256_and_##s(a, _mm256_cmp_##s(x, bound, _CMP_GT_OQ));                                            \
-    }                                                                                                              \
-    /* whether any lane of a exceeds that of b */                                                                  \
-    static inline int f##_any_above(vector a, vector b) {                                                          \
-        return _mm256_movemask_##s(_mm256_cmp_##s(a, b, _CMP_GT_OQ)) != 0;                                         \
     }
 
 FF_AVX2_OPS(f32, ps, float, __m256)

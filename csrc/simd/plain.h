@@ -25,17 +25,9 @@ typedef int64_t i64v __attribute__((vector_size(16)));
         return (vector)((mask & (integers)a) | (~mask & (integers)b));                                      \
     }                                                                                                       \
     static inline vector f##_max(vector a, vector b) { return f##_select(a > b, a, b); }                    \
-    static inline vector f##_abs(vector a) { return f##_max(a, -a); }                                       \
     /* a where x > bound, else zero */                                                                      \
     static inline vector f##_where_above(vector a, vector x, vector bound) {                                \
         return (vector)((integers)a & (x > bound));                                                         \
-    }                                                                                                       \
-    /* whether any lane of a exceeds that of b */                                                           \
-    static inline int f##_any_above(vector a, vector b) {                                                   \
-        integers m = a > b;                                                                                 \
-        int any = 0;                                                                                        \
-        for (int i = 0; i < (int)(sizeof m / sizeof m[0]); i++) any |= m[i] != 0;                           \
-        return any;                                                                                         \
     }                                                                                                       \
     /* 2^n from the low bits of the biased integer that a sum with a large constant leaves behind */        \
     static inline vector f##_power_of_two(vector sum) { return (vector)((integers)sum << shift); }

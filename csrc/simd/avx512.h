@@ -1,0 +1,48 @@
+/* AVX-512 (foundation, DQ and VL): vectors of 64 bytes. */
+#ifndef FF_SIMD_AVX512_H
+#define FF_SIMD_AVX512_H
+
+#include <immintrin.h>
+
+enum { F32_LANES = 16, F64_LANES = 8 };
+typedef __m512 f32v;
+typedef __m512d f64v;
+
+#define FF_AVX512_OPS(f, s, scalar, vector)                                                                        \
+    static inline vector f##_load(const scalar *p) { return _mm512_loadu_##s(p); }                                 \
+    static inline void f##_store(scalar *p, vector v) { _mm512_storeu_##s(p, v); }                                 \
+    static inline vector f##_set1(scalar a) { return _mm512_set1_##s(a); }                                         \
+    static inline vector f##_add(vector a, vector b) { return _mm512_add_##s(a, b); }                              \
+    static inline vector f##_sub(vector a, vector b) { return _mm512_sub_##s(a, b); }                              \
+    static inline vector f##_mul(vector a, vector b) { return _mm512_mul_##s(a, b); }                              \
+    static inline vector f##_fma(vector a, vector b, vector c) { return _mm512_fmadd_##s(a, b, c); }               \
+    static inline vector f##_fnma(vector a, vector b, vector c) { return _mm512_fnmadd_##s(a, b, c); }             \
+    static inline vector f##_max(vector a, vector b) { return _mm512_max_##s(a, b); }                              \
+    /* a where x > bound, else zero */                                                                             \
+    static inline vector f##_where_above(vector a, vector x, vector bound) {                                       \
+        return _mm512_maskz_mov_##s(_mm512_cmp_##s##_mask(x, bound, _CMP_GT_OQ), a);                               \
+    }
+
+FF_AVX512_OPS(f32, ps, float, __m512)
+FF_AVX512_OPS(f64, pd, double, __m512d)
+#undef FF_AVX512_OPS
+
+/* 2^n from the low bits of the biased integer that a sum with a large constant leaves behind */
+static inline f32v f32_power_of_two(f32v sum) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(sum), 23));
+}
+static inline f64v f64_power_of_two(f64v sum) {
+    return _mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(sum), 52));
+}
+static inline double f64_sum(f64v v) { return _mm512_reduce_add_pd(v); }
+
+static inline f32v f32_from_f64(f64v low, f64v high) {
+    return _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(low)), _mm512_cvtpd_ps(high), 1);
+}
+static inline f64v f64_from_low(f32v v) { return _mm512_cvtps_pd(_mm512_castps512_ps256(v)); }
+static inline f64v f64_from_high(f32v v) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1)); }
+static inline f64v f64_load_f32(const float *p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
+#define f64_load_f64 f64_load
+#define f32_load_f32 f32_load
+
+#endif
