@@ -67,13 +67,15 @@ class BuildExtension(build_ext):
 def extensions():
     if flag("FASTFLOW_NO_EXTENSION"):
         return []
+    import numpy
     from Cython.Build import cythonize
 
     depends = sorted(str(p) for pattern in ("**/*.h", "**/*.def") for p in CSRC.glob(pattern))
     native = Extension(
         "fastflow.backends.native",
         ["fastflow/backends/native.pyx"],
-        include_dirs=[str(CSRC)],
+        include_dirs=[str(CSRC), numpy.get_include()],
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
         depends=depends,
     )
     return cythonize([native], compiler_directives={"language_level": "3"})

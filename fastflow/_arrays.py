@@ -14,6 +14,7 @@ import numpy as np
 
 # Rows checked for finiteness at a time: keeps the temporary mask near 1 MB whatever the size of the array.
 _CHECK_ELEMENTS = 1 << 20
+_SMALL = 4096
 
 _ACCEPTED = "real numbers (float16/32/64, bfloat16, integers or booleans)"
 _FLOAT32 = np.dtype(np.float32)
@@ -37,22 +38,23 @@ def compute_dtype(dtype: np.dtype) -> np.dtype:
 
     Half-precision floats and 8-bit integers fit in float32; everything wider is taken as float64.
     """
+    if dtype.kind == "f" and dtype.itemsize in (4, 8):
+        return _FLOAT32 if dtype.itemsize == 4 else _FLOAT64
     narrow = dtype.name in ("float32", "float16", "bfloat16") or (dtype.kind in "iub" and dtype.itemsize == 1)
     return _FLOAT32 if narrow else _FLOAT64
 
 
 def plain(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """`array` as native-endian, C-contiguous, aligned `dtype`; the same memory where it already is."""
+    if array.dtype is dtype and array.flags.c_contiguous and array.flags.aligned:
+        return array
     return np.require(array, dtype, ("C", "A"))
 
 
 def require_finite(name: str, array: np.ndarray) -> None:
     """Raise ValueError naming the first NaN or infinity of a floating array."""
-    if array.size <= 4096:
-        # The sum of finite values is finite or overflows; only then is the exact check needed.
-        with np.errstate(over="ignore", invalid="ignore"):
-            if math.isfinite(array.sum()):
-                return
+    if array.size <= _SMALL and np.isfinite(array).all():
+        return
     flat = array.reshape(-1)  # a view: callers pass contiguous arrays
     for start in range(0, flat.size, _CHECK_ELEMENTS):
         finite = np.isfinite(flat[start : start + _CHECK_ELEMENTS])
@@ -112,7 +114,7 @@ def query_times(t: Any, batch_shape: tuple[int, ...]) -> float | np.ndarray:
         value = t
     else:
         array = real_array("t", t)
-        if (array.ndim and array.size != 1) or (array.ndim and array.shape[:1] == batch_shape):
+        if array.size != 1:
             if array.shape not in (batch_shape, (*batch_shape, 1)) or not batch_shape:
                 count = batch_shape[0] if batch_shape else 1
                 raise ValueError(

@@ -7,8 +7,7 @@ everything that the kernels and the quantities need are the few numbers below.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,8 +19,7 @@ from .schedules import Schedule
 SINGULAR_VARIANCE = 1e-120
 
 
-@dataclass(frozen=True, slots=True)
-class Path:
+class Path(NamedTuple):
     """Coefficients at one time (floats) or one time per query (float64 arrays of shape (B,)).
 
     Attributes:
@@ -49,12 +47,6 @@ class Path:
         if isinstance(self.alpha, float):
             return np.array(((rows[0],), (rows[1],), (rows[2],)))
         return np.array(rows)
-
-    def part(self, queries: slice) -> Path:
-        """The path of some of the queries."""
-        if isinstance(self.alpha, float):
-            return self
-        return Path(*(getattr(self, name)[queries] for name in self.__slots__))
 
 
 def path_at(schedule: Schedule, t: float | np.ndarray, source_variance: float, target_variance: float) -> Path:

@@ -120,10 +120,7 @@ def relative_error(actual, expected):
 @pytest.mark.parametrize("t", INTERIOR)
 def test_against_50_digits(schedule, t):
     actual, expected = schedule(t), reference(schedule, t)
-    errors = {
-        name: relative_error(getattr(actual, name), getattr(expected, name))
-        for name in Coefficients._fields
-    }
+    errors = {name: relative_error(getattr(actual, name), getattr(expected, name)) for name in Coefficients._fields}
     worst = max(errors, key=errors.get)
     print(f"worst: {worst}, {errors[worst] / EPS:.2f} ulp")
     assert errors[worst] <= tolerance(schedule, t), errors
@@ -160,16 +157,14 @@ def test_ends_are_exact(schedule, end):
             assert value == wanted, name
             assert value != 0.0 or math.copysign(1.0, value) == 1.0, f"{name} is a negative zero"
         else:
-            assert relative_error(
-                value, getattr(reference(schedule, ENDS[end]), name)
-            ) <= tolerance(schedule, ENDS[end]), name
+            assert relative_error(value, getattr(reference(schedule, ENDS[end]), name)) <= tolerance(
+                schedule, ENDS[end]
+            ), name
 
 
 @named
 def test_alpha_d_alpha_is_finite_at_all_times(schedule):
-    times = np.concatenate(
-        [np.linspace(0.0, 1.0, 1001), 1.0 - np.logspace(-16, -1, 50), np.logspace(-300, -1, 50)]
-    )
+    times = np.concatenate([np.linspace(0.0, 1.0, 1001), 1.0 - np.logspace(-16, -1, 50), np.logspace(-300, -1, 50)])
     values = schedule(times)
     for name in ("alpha", "beta", "d_beta", "alpha_d_alpha"):
         assert np.isfinite(getattr(values, name)).all(), name
@@ -196,9 +191,7 @@ CUSTOM = Custom(lambda t: 1.0 - t, lambda t: t)
 
 
 @pytest.mark.parametrize("schedule", [*NAMED, CUSTOM], ids=repr)
-@pytest.mark.parametrize(
-    "t", [0.25, 0, 1, np.float64(0.25), np.float32(0.25), np.int64(1)], ids=repr
-)
+@pytest.mark.parametrize("t", [0.25, 0, 1, np.float64(0.25), np.float32(0.25), np.int64(1)], ids=repr)
 def test_numbers_give_python_floats(schedule, t):
     values = schedule(t)
     assert type(values) is Coefficients
@@ -218,9 +211,7 @@ def test_arrays_keep_their_shape(schedule, shape, dtype):
         assert isinstance(value, np.ndarray), name
         assert (value.shape, value.dtype) == (shape, np.float64), name
         assert not np.shares_memory(value, t), name
-        np.testing.assert_array_equal(
-            value, np.full(shape, getattr(schedule(0.25), name)), err_msg=name
-        )
+        np.testing.assert_array_equal(value, np.full(shape, getattr(schedule(0.25), name)), err_msg=name)
         value[...] = 7.0  # the caller's to write to
     np.testing.assert_array_equal(t, before)
 
@@ -230,9 +221,7 @@ def test_lists_and_integer_arrays_are_times():
     np.testing.assert_array_equal(Linear()(np.array([0, 1])).alpha, [1.0, 0.0])
 
 
-@pytest.mark.parametrize(
-    "t", [0.5j, "0.5", None, np.array([0.5j]), np.array(["a"]), np.array([True])], ids=repr
-)
+@pytest.mark.parametrize("t", [0.5j, "0.5", None, np.array([0.5j]), np.array(["a"]), np.array([True])], ids=repr)
 def test_other_times_are_refused(t):
     with pytest.raises(TypeError, match="t must be a real number or an array of real numbers"):
         Linear()(t)
@@ -266,9 +255,7 @@ def test_every_name_gives_its_schedule():
 
 
 def test_every_named_schedule_is_tested():
-    assert {type(schedules.get(name)) for name in schedules.names()} == {
-        type(schedule) for schedule in NAMED
-    }
+    assert {type(schedules.get(name)) for name in schedules.names()} == {type(schedule) for schedule in NAMED}
     assert set(EXACT_ENDS) == set(NAMED)
 
 
@@ -279,18 +266,14 @@ def test_all_lists_the_public_names():
 
 
 def test_unknown_name_lists_the_known_ones():
-    with pytest.raises(
-        ValueError, match="unknown schedule 'liner'; known names are 'linear', 'cosine'"
-    ) as caught:
+    with pytest.raises(ValueError, match="unknown schedule 'liner'; known names are 'linear', 'cosine'") as caught:
         schedules.get("liner")
     assert all(repr(name) in str(caught.value) for name in schedules.names())
 
 
 @pytest.mark.parametrize("wrong", [None, 3, Linear, ["linear"]], ids=repr)
 def test_wrong_type_of_schedule(wrong):
-    with pytest.raises(
-        TypeError, match=r"schedule must be a name or a Schedule instance, not .* of type"
-    ):
+    with pytest.raises(TypeError, match=r"schedule must be a name or a Schedule instance, not .* of type"):
         schedules.get(wrong)
 
 
@@ -337,9 +320,7 @@ def test_immutable(schedule):
             setattr(schedule, field.name if field else "name", 1.0)
 
 
-@pytest.mark.parametrize(
-    "duplicate", [lambda s: pickle.loads(pickle.dumps(s)), copy.copy, copy.deepcopy]
-)
+@pytest.mark.parametrize("duplicate", [lambda s: pickle.loads(pickle.dumps(s)), copy.copy, copy.deepcopy])
 def test_pickling_and_copying(duplicate):
     for schedule in [*NAMED, Custom(numpy_alpha, numpy_beta, name="mine")]:
         schedule(0.3)
@@ -358,15 +339,11 @@ POSITIVE_ARGUMENTS = [(VP, "beta_min"), (VP, "beta_max"), (VE, "sigma_min"), (VE
 @pytest.mark.parametrize(("cls", "argument"), POSITIVE_ARGUMENTS)
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, INF, -INF, 1e-200, 1e200])
 def test_positive_parameters(cls, argument, value):
-    with pytest.raises(
-        ValueError, match=rf"{cls.__name__}: {argument} {POSITIVE} .*, not {re.escape(repr(value))}"
-    ):
+    with pytest.raises(ValueError, match=rf"{cls.__name__}: {argument} {POSITIVE} .*, not {re.escape(repr(value))}"):
         cls(**{argument: value})
 
 
-@pytest.mark.parametrize(
-    ("cls", "argument"), [*POSITIVE_ARGUMENTS, (Polynomial, "n"), (OptimalTransport, "sigma_min")]
-)
+@pytest.mark.parametrize(("cls", "argument"), [*POSITIVE_ARGUMENTS, (Polynomial, "n"), (OptimalTransport, "sigma_min")])
 @pytest.mark.parametrize("value", ["1", None, 1j, True, np.array([1.0])], ids=repr)
 def test_parameters_of_the_wrong_type(cls, argument, value):
     with pytest.raises(TypeError, match=rf"{cls.__name__}: {argument} must be .*, not .* of type"):
@@ -384,9 +361,7 @@ def test_polynomial_exponent(n):
 
 @pytest.mark.parametrize("value", [-1e-9, 1.5, math.nan, INF])
 def test_optimal_transport_sigma(value):
-    with pytest.raises(
-        ValueError, match="OptimalTransport: sigma_min must be a number between 0 and 1, not"
-    ):
+    with pytest.raises(ValueError, match="OptimalTransport: sigma_min must be a number between 0 and 1, not"):
         OptimalTransport(value)
 
 
@@ -397,9 +372,7 @@ def test_order_of_bounds():
     ):
         VP(2, 1)
     for low in (1, 2):
-        with pytest.raises(
-            ValueError, match="VE: sigma_min must be less than sigma_max, but sigma_min="
-        ):
+        with pytest.raises(ValueError, match="VE: sigma_min must be less than sigma_max, but sigma_min="):
             VE(low, 1)
 
 
@@ -523,9 +496,7 @@ def bad_at_half(bad):
 def test_non_finite_values(label, bad):
     functions = {"alpha": linear_alpha, "beta": linear_beta, "d_alpha": zero, "d_beta": zero}
     custom = Custom(**(functions | {label: bad_at_half(bad)}), name="mine")
-    pattern = (
-        rf"'mine': {label}\(0\.5\) is {bad!r}; accepted is a finite number for every t in \[0, 1\]"
-    )
+    pattern = rf"'mine': {label}\(0\.5\) is {bad!r}; accepted is a finite number for every t in \[0, 1\]"
     for t in (0.5, np.array([0.25, 0.5])):
         with pytest.raises(ValueError, match=pattern):
             custom(t)
@@ -534,9 +505,7 @@ def test_non_finite_values(label, bad):
 
 def test_infinite_derivative_needs_a_finite_limit():
     custom = Custom(linear_alpha, linear_beta, lambda t: -INF)
-    with pytest.raises(
-        ValueError, match=r"d_alpha\(0\.999\d*\) is -inf; .* where alpha is exactly 0"
-    ):
+    with pytest.raises(ValueError, match=r"d_alpha\(0\.999\d*\) is -inf; .* where alpha is exactly 0"):
         custom(1.0)
     not_a_number = Custom(linear_alpha, linear_beta, lambda t: -1.0 if t < 1 else math.nan)
     with pytest.raises(ValueError, match=r"d_alpha\(1\.0\) is nan"):
@@ -555,9 +524,7 @@ def test_values_of_the_wrong_shape_or_type(label):
         ):
             Custom(**(functions | {label: lambda t, value=value: value}))(0.5)
     for value in ("1", None, 1j, object()):
-        with pytest.raises(
-            TypeError, match=rf"{label}\(0\.5\) returned .* of type .*; accepted is a real number"
-        ):
+        with pytest.raises(TypeError, match=rf"{label}\(0\.5\) returned .* of type .*; accepted is a real number"):
             Custom(**(functions | {label: lambda t, value=value: value}))(0.5)
 
 

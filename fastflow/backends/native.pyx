@@ -5,11 +5,14 @@ from cpython.ref cimport PyObject
 from libc.stdint cimport int64_t
 
 cimport cython
+cimport numpy as cnp
 
 import numpy as np
 
 from ..moments import Moments
 from . import Backend, usable_cores
+
+cnp.import_array()
 
 
 cdef extern from "ff.h" nogil:
@@ -83,19 +86,13 @@ def load():
     )
 
 
-cdef ff_dtype _dtype(array) except *:
-    return FF_FLOAT32 if array.dtype == np.float32 else FF_FLOAT64
+cdef ff_dtype _dtype(cnp.ndarray array):
+    return FF_FLOAT32 if cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT32 else FF_FLOAT64
 
 
-cdef const void *_pointer(array) except NULL:
-    """Address of a C-contiguous float32 or float64 array, which may be read-only."""
-    cdef const float[::1] narrow
-    cdef const double[::1] wide
-    if array.dtype == np.float32:
-        narrow = array.reshape(-1)
-        return &narrow[0]
-    wide = array.reshape(-1)
-    return &wide[0]
+cdef void *_pointer(cnp.ndarray array):
+    """Address of a C-contiguous float32 or float64 array; the caller keeps the array alive."""
+    return cnp.PyArray_DATA(array)
 
 
 @cython.final
@@ -109,18 +106,11 @@ cdef class Native:
 
     def __cinit__(self, points, isa, num_threads):
         data, log_mass, source_mean = points
-        cdef const double[::1] masses, mean
-        cdef const double *mass_pointer = NULL
-        cdef const double *mean_pointer = NULL
-        if log_mass is not None:
-            masses = log_mass
-            mass_pointer = &masses[0]
-        if source_mean is not None:
-            mean = source_mean
-            mean_pointer = &mean[0]
+        cdef const double *mass_pointer = NULL if log_mass is None else <double *>_pointer(log_mass)
+        cdef const double *mean_pointer = NULL if source_mean is None else <double *>_pointer(source_mean)
         self.kept = points
         self.num_threads = num_threads or usable_cores()
-        self.count, self.size = data.shape
+        self.count, self.size = data.shape[0], data.shape[1]
         cdef int index = list(built_isas()).index(isa)
         cdef int status
         cdef int threads = self.num_threads
@@ -136,18 +126,19 @@ cdef class Native:
     def __dealloc__(self):
         ff_points_destroy(self.points)
 
-    cdef ff_queries _queries(self, x, const double[:, ::1] coefficients) except *:
+    cdef ff_queries _queries(self, cnp.ndarray x, cnp.ndarray coefficients):
         cdef ff_queries queries
+        cdef int64_t columns = coefficients.shape[1]
         queries.x = _pointer(x)
         queries.dtype = _dtype(x)
         queries.count = x.shape[0]
-        queries.alpha = &coefficients[0, 0]
-        queries.beta = &coefficients[1, 0]
-        queries.variance = &coefficients[2, 0]
-        queries.stride = 0 if coefficients.shape[1] == 1 else 1
+        queries.alpha = <double *>_pointer(coefficients)
+        queries.beta = queries.alpha + columns
+        queries.variance = queries.beta + columns
+        queries.stride = 0 if columns == 1 else 1
         return queries
 
-    def moments(self, x, const double[:, ::1] coefficients, bint mean, bint spread):
+    def moments(self, cnp.ndarray x, cnp.ndarray coefficients, bint mean, bint spread):
         cdef Py_ssize_t count = x.shape[0]
         log_total = np.empty(count)
         means = np.empty_like(x) if mean else None
@@ -160,8 +151,8 @@ cdef class Native:
         cdef ff_queries queries = self._queries(x, coefficients)
         cdef ff_moments result
         result.log_total = <double *>_pointer(log_total)
-        result.mean = <void *>_pointer(means) if mean else NULL
-        result.residual = <void *>_pointer(residuals) if mean else NULL
+        result.mean = _pointer(means) if mean else NULL
+        result.residual = _pointer(residuals) if mean else NULL
         result.entropy = <double *>_pointer(entropies) if spread else NULL
         result.collision = <double *>_pointer(collisions) if spread else NULL
         cdef int status
@@ -172,7 +163,7 @@ cdef class Native:
             _raise(status)
         return moments
 
-    def logits(self, x, const double[:, ::1] coefficients, int64_t start, int64_t stop):
+    def logits(self, cnp.ndarray x, cnp.ndarray coefficients, int64_t start, int64_t stop):
         cdef Py_ssize_t count = x.shape[0]
         logits = np.empty((count, stop - start))
         if count == 0 or stop == start:
