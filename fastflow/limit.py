@@ -17,8 +17,8 @@ from .moments import Moments
 # Elements of the blocks of logits held at a time: 4 MB of float64.
 LOGIT_BLOCK = 1 << 19
 
-# With the stand-in variance, a logit within this of zero belongs to a point at distance zero: the smallest distance that
-# a float64 can show costs far more.
+# With the stand-in variance, a logit within this of zero belongs to a point at distance zero: the smallest distance
+# that a float64 can show costs far more.
 ON_POINT = 1e30
 
 

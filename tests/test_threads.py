@@ -1,4 +1,4 @@
-"""The thread pool of the native backend: concurrent callers, forks with a warm pool, and other thread pools beside it."""
+"""The thread pool of the native backend: concurrent callers, forks with a warm pool, and which variant runs."""
 
 import concurrent.futures
 import multiprocessing

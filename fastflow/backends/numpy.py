@@ -90,8 +90,8 @@ class Reference:
         e = _minus_product(e, beta, self.centre)
         size = x.shape[1]
         square = np.einsum("bd,bd->b", e, e)[:, None]
-        # Beyond twice the data's reach every |r| is at least half of |e|, so nothing cancels in |r|^2 - |e|^2; and where
-        # |r|^2 / (2 variance) is many times the D/2 that is typical, its rounding would show in the weights.
+        # Beyond twice the data's reach every |r| is at least half of |e|, so nothing cancels in |r|^2 - |e|^2; and
+        # where |r|^2 / (2 variance) is many times the D/2 that is typical, its rounding would show in the weights.
         far = (square > 4.0 * beta**2 * self.largest_square) & (square / (2.0 * variance) > 10.0 * size)
         base = -0.5 * size * np.log(variance) - np.where(far, square, 0.0) / (2.0 * variance)
         return Queries(e[:, None, :], beta[:, :, None], variance, far[:, :, None], base[:, 0])
