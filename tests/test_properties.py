@@ -156,16 +156,27 @@ def test_finish_of_own_moments_is_evaluate(variant):
     same(got, field.evaluate(x, 0.6, quantities=QUANTITIES))
 
 
-@pytest.mark.parametrize("dtype", sorted(ROUNDING))
-def test_parts_with_nothing_near(variant, dtype):
-    """A part whose weights all underflow beside another's adds nothing, and no NaN.
+# At a distance of 1000 the whole's centre lies 500 from the near points. Offsets from it round by half a unit in the
+# last place of 500, which moves a float64 velocity at t = 0.99 by 6e-12: a defect of the centring in every backend.
+GAPS = [
+    pytest.param(
+        dtype,
+        gap,
+        marks=pytest.mark.xfail(reason="float64 offsets from one global centre lose digits")
+        if (dtype, gap) == ("float64", 1000)
+        else (),
+    )
+    for dtype in sorted(ROUNDING)
+    for gap in (30, 1000)
+]
 
-    The far part lies at 30 and not at 1000: half a unit in the last place of coordinates near 1000 / 2, which is what
-    the centre of the whole turns the near part's coordinates into, moves the velocity at t = 0.99 by 5e-12.
-    """
+
+@pytest.mark.parametrize(("dtype", "gap"), GAPS)
+def test_parts_with_nothing_near(variant, dtype, gap):
+    """A part whose weights all underflow beside another's adds nothing, and no NaN."""
     rng = np.random.default_rng(0)
     near = rng.standard_normal((20, 3)).astype(dtype)
-    far = (rng.standard_normal((20, 3)) + 30).astype(dtype)
+    far = (rng.standard_normal((20, 3)) + gap).astype(dtype)
     x = near[:5] * np.asarray(0.99, dtype)
     a = variant.field(near).moments(x, 0.99).scaled(0.5)
     b = variant.field(far).moments(x, 0.99).scaled(0.5)

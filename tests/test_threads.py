@@ -41,19 +41,24 @@ def in_child(connection, field, x):
     connection.close()
 
 
+def check_in_child(field, x, want):
+    """A forked child computes the same, and ends."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=in_child, args=(sender, field, x))
+    child.start()
+    assert receiver.poll(60), "the child hangs"
+    assert np.array_equal(receiver.recv(), want)
+    child.join(60)
+    assert child.exitcode == 0
+
+
 def test_fork_with_a_warm_pool(problem):
     data, x = problem
     field = make(data)
     want = field(x, 0.3)  # the pool is running now
-    context = multiprocessing.get_context("fork")
     for _ in range(3):
-        receiver, sender = context.Pipe(duplex=False)
-        child = context.Process(target=in_child, args=(sender, field, x))
-        child.start()
-        assert receiver.poll(60), "the child hangs"
-        assert np.array_equal(receiver.recv(), want)
-        child.join(60)
-        assert child.exitcode == 0
+        check_in_child(field, x, want)
     assert np.array_equal(field(x, 0.3), want)
 
 
@@ -61,15 +66,9 @@ def test_fork_while_other_threads_are_inside(problem):
     data, x = problem
     field = make(data)
     want = field(x, 0.3)
-    context = multiprocessing.get_context("fork")
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         busy = [pool.submit(lambda: [field(x, 0.3) for _ in range(30)]) for _ in range(2)]
-        receiver, sender = context.Pipe(duplex=False)
-        child = context.Process(target=in_child, args=(sender, field, x))
-        child.start()
-        assert receiver.poll(60), "the child hangs"
-        assert np.array_equal(receiver.recv(), want)
-        child.join(60)
+        check_in_child(field, x, want)
         for future in busy:
             assert all(np.array_equal(result, want) for result in future.result())
 
