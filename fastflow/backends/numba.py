@@ -1322,7 +1322,7 @@ class Compiled:
     """A data set in the hands of the compiled kernels (see `Prepared`)."""
 
     def __init__(self, points: Points, num_threads: int | None):
-        data = self.points = points.data
+        data = self.points = _read_only(points.data)
         self.count, self.size = data.shape
         self.threads = num_threads or usable_cores()
         self.source_mean = np.empty(0) if points.source_mean is None else points.source_mean
@@ -1393,6 +1393,7 @@ class Compiled:
         return out
 
     def _queries(self, plan: Plan, x: np.ndarray, coefficients: np.ndarray) -> Queries:
+        x = _read_only(x)
         queries = Queries(
             np.empty(len(x), QUERY), np.empty(x.shape), np.empty(x.shape if plan.takes_raw else (1, x.shape[1]))
         )
@@ -1530,6 +1531,14 @@ class TilePlan(Plan):
         packed = _aligned((-(-count // ROWS), self.columns, ROWS), self.dtype)
         _screen_queries(queries.numbers, queries.e, terms, screens, packed)
         return tiles, terms, screens, packed
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    """A view that cannot be written to, whether or not the caller's array can: numba compiles for one type of array,
+    and two compilations of one kernel may differ by rounding."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def _spans(start: int, stop: int, step: int) -> list[tuple[int, int]]:
