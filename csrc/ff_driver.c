@@ -38,7 +38,7 @@ int ff_isa_runs(int isa) { return isa >= 0 && isa < TARGETS && ff_cpu_runs(targe
 /* Points of up to this size go to the kernel for few dimensions: there the product with the points is cheaper than
    the exponential, and residuals in float64 cost little. The size of its scratch arrays, LOW_SIZE. */
 enum { LOW_DIMENSIONS = 16 };
-/* The block of the kernel for few queries, FEW_QUERIES. */
+/* The block of the kernels for few queries, FEW_QUERIES. */
 int ff_small_batch(void) { return targets[0]->few[0][0].block; }
 
 /* Arithmetic worth one more thread: about 20 microseconds, several times what waking one costs. */
@@ -153,7 +153,10 @@ void ff_points_destroy(ff_points *points) {
 
 static const ff_kernel *kernel_for(const ff_points *points, const ff_queries *queries) {
     const ff_target *target = points->target;
-    if (points->size <= LOW_DIMENSIONS) return &target->low[points->dtype];
+    if (points->size <= LOW_DIMENSIONS) {
+        const ff_kernel *low_few = &target->low_few[points->dtype];
+        return queries->count <= low_few->block ? low_few : &target->low[points->dtype];
+    }
     const int narrow = points->dtype == FF_FLOAT32 && queries->dtype == FF_FLOAT32;
     const ff_dtype compute = narrow ? FF_FLOAT32 : FF_FLOAT64;
     const ff_kernel *few = &target->few[points->dtype][compute];

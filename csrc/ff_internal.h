@@ -66,6 +66,7 @@ typedef struct {
 typedef struct ff_target {
     const char *name;
     ff_kernel low[2];      /* [storage]: few dimensions, float64 arithmetic */
+    ff_kernel low_few[2];  /* the same for few queries */
     /* [storage][compute]; float64 points are never computed in float32, and that entry is empty */
     ff_kernel few[2][2];   /* few queries */
     ff_kernel batch[2][2]; /* many queries */

@@ -37,6 +37,9 @@ static inline const double *centre_f64(const ff_points *points) { return points-
    them stay in the first-level cache (of 32 KB) while the points stream through. */
 enum { FF_SEGMENT = 1024 };
 
+/* More queries than these are faster as lanes of a panel that is not full. */
+enum { FEW_QUERIES = 4 };
+
 /* One query's numbers: logit_j = log C_j - precision d_j + base, short of -(size/2) log variance, where
    d_j = sum_k (beta mu'_jk - near_k) (beta mu'_jk - far_k) for e the query's offset from the centre.
    Commonly near = far = e, d_j = |r_j|^2 and base = 0. For a query far outside the data, |r_j|^2 is nearly the same for
@@ -124,4 +127,16 @@ static inline void merge_scalars(const ff_state *state, int64_t query, const par
     state->second[query] = *keep * *keep * state->second[query] + *add * *add * p->second;
     state->total[query] = *keep * state->total[query] + *add * p->total;
     state->largest[query] = largest;
+}
+
+/* Merge a partial and its sums of one query, `size` values in a row, into the state of a kernel whose panels hold one
+   query. */
+static inline void merge_row(const ff_job *job, int is_first, int64_t query, const partial *p, const double *from) {
+    const int64_t size = job->points->size;
+    double keep, add, *to = job->state.sum + query * size;
+    merge_scalars(&job->state, query, p, is_first, &keep, &add);
+    if (!job->want_mean) return;
+    if (is_first) memcpy(to, from, (size_t)size * sizeof(double));
+    else
+        for (int64_t k = 0; k < size; k++) to[k] = keep * to[k] + add * from[k];
 }

@@ -5,8 +5,6 @@
 
 #ifndef FF_FEW
 #define FF_FEW
-/* More queries than these are faster as a padded panel of the batch kernel. */
-enum { FEW_QUERIES = 4 };
 enum { FEW_CHUNK = 256 };
 /* Bytes of one strip: a quarter of the second-level cache of the smallest current cores (512 KB). */
 enum { FEW_STRIP = 128 * 1024 };
@@ -42,17 +40,8 @@ static size_t few_scratch_bytes(const ff_points *points, const ff_job *job) {
 static void few_merge(const ff_job *job, int64_t start, int64_t stop, int64_t query, int64_t count, void *scratch) {
     (void)stop;
     few_scratch *s = scratch;
-    const int64_t size = job->points->size;
-    for (int64_t q = 0; q < count; q++) {
-        double keep, add;
-        merge_scalars(&job->state, query + q, &s->query[q].part, start == 0, &keep, &add);
-        if (!job->want_mean) continue;
-        double *to = job->state.sum + (query + q) * size;
-        const double *from = s->query[q].sum;
-        if (start == 0) memcpy(to, from, (size_t)size * sizeof(double));
-        else
-            for (int64_t k = 0; k < size; k++) to[k] = keep * to[k] + add * from[k];
-    }
+    for (int64_t q = 0; q < count; q++)
+        merge_row(job, start == 0, query + q, &s->query[q].part, s->query[q].sum);
 }
 
 /* Raise the reference logit of the partial sums to `largest`; returns the factor for the sums. */
