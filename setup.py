@@ -32,7 +32,7 @@ class BuildExtension(build_ext):
     """Compiles each csrc/isa file with the flags it names, and falls back to no extension where none can be built."""
 
     def build_extension(self, ext):
-        common = ["-std=c11", "-O3", "-Wall", "-Wextra", "-fvisibility=hidden", "-ffp-contract=off"]
+        common = ["-std=c11", "-O3", "-Wall", "-Wextra", "-fvisibility=hidden", "-ffp-contract=off", "-fno-fast-math"]
         if flag("FASTFLOW_WERROR"):
             common.append("-Werror")
         link = ["-lm", "-pthread"]

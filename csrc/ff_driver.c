@@ -51,11 +51,14 @@ static int64_t threads_for(double work, int num_threads) {
 
 /* Preparation of a data set -------------------------------------------------------------------------------------- */
 
-enum { PREPARE_ROWS = 256 };
+/* Rows are summed in groups, at least so many to one and at most so many groups: their sums take no memory beside the
+   data. */
+enum { PREPARE_ROWS = 256, PREPARE_GROUPS = 1024 };
 
 typedef struct {
     ff_points *points;
-    double *sums; /* of each group of PREPARE_ROWS rows */
+    int64_t rows; /* of a group */
+    double *sums; /* of each group */
     atomic_llong next;
 } preparation;
 
@@ -63,18 +66,20 @@ static void sum_rows(void *context, int worker) {
     (void)worker;
     preparation *p = context;
     const int64_t size = p->points->size, count = p->points->count;
-    const double share = 1.0 / (double)count; /* sums of shares cannot overflow */
-    for (int64_t group; (group = atomic_fetch_add(&p->next, 1)) * PREPARE_ROWS < count;) {
+    for (int64_t group; (group = atomic_fetch_add(&p->next, 1)) * p->rows < count;) {
         double *sum = p->sums + group * size;
         memset(sum, 0, (size_t)size * sizeof *sum);
-        for (int64_t j = group * PREPARE_ROWS; j < ff_min(count, (group + 1) * PREPARE_ROWS); j++)
+        for (int64_t j = group * p->rows; j < ff_min(count, (group + 1) * p->rows); j++) {
+            const double *log_mass = p->points->data.log_mass;
+            const double share = exp(log_mass ? log_mass[j] : p->points->equal_log_mass); /* their sums cannot overflow */
             if (p->points->dtype == FF_FLOAT32) {
-                const float *row = (const float *)p->points->data + j * size;
+                const float *row = (const float *)p->points->data.data + ff_place(p->points, j) * size;
                 for (int64_t k = 0; k < size; k++) sum[k] += share * (double)row[k];
             } else {
-                const double *row = (const double *)p->points->data + j * size;
+                const double *row = (const double *)p->points->data.data + ff_place(p->points, j) * size;
                 for (int64_t k = 0; k < size; k++) sum[k] += share * row[k];
             }
+        }
     }
 }
 
@@ -82,15 +87,16 @@ static void compute_squares(void *context, int worker) {
     (void)worker;
     preparation *p = context;
     const int64_t count = p->points->count;
-    for (int64_t group; (group = atomic_fetch_add(&p->next, 1)) * PREPARE_ROWS < count;) {
-        const int64_t start = group * PREPARE_ROWS, stop = ff_min(count, start + PREPARE_ROWS);
+    for (int64_t group; (group = atomic_fetch_add(&p->next, 1)) * p->rows < count;) {
+        const int64_t start = group * p->rows, stop = ff_min(count, start + p->rows);
         p->points->target->squares[p->points->dtype](p->points, start, stop, p->points->square + start);
     }
 }
 
 static int prepare(ff_points *points, int num_threads) {
-    const int64_t size = points->size, groups = ff_ceil_div(points->count, PREPARE_ROWS);
-    preparation p = {.points = points};
+    const int64_t size = points->size, count = points->count;
+    preparation p = {.points = points, .rows = ff_max(PREPARE_ROWS, ff_ceil_div(count, PREPARE_GROUPS))};
+    const int64_t groups = ff_ceil_div(count, p.rows);
     const int threads = (int)threads_for((double)points->count * (double)size, num_threads);
     p.sums = malloc((size_t)(groups * size) * sizeof *p.sums);
     if (!p.sums) return FF_NO_MEMORY;
@@ -110,29 +116,42 @@ static int prepare(ff_points *points, int num_threads) {
         points->largest_square = fmax(points->largest_square, points->square[j]);
     }
     points->mean_square = total / (double)points->count;
+    const ff_data *data = &points->data;
+    for (int64_t i = 0; data->variance && i < data->variance_rows * data->variance_columns; i++) {
+        double *widest = points->widest + i % data->variance_columns;
+        *widest = fmax(*widest, data->variance[i]);
+        points->narrowest = i == 0 ? data->variance[i] : fmin(points->narrowest, data->variance[i]);
+    }
     return FF_OK;
 }
 
-int ff_points_create(ff_points **result, const void *data, ff_dtype dtype, int64_t count, int64_t size,
-                     const double *log_mass, const double *source_mean, int isa, int num_threads) {
-    if (!result || !data || count < 1 || size < 1 || (dtype != FF_FLOAT32 && dtype != FF_FLOAT64) || num_threads < 1 ||
-        isa < 0 || isa >= TARGETS)
-        return FF_BAD_ARGUMENT;
+static int valid_data(const ff_data *data) {
+    if (!data || !data->data || data->count < 1 || data->size < 1) return 0;
+    if (data->dtype != FF_FLOAT32 && data->dtype != FF_FLOAT64) return 0;
+    if (!data->variance) return !data->rotation;
+    const int by_direction = data->variance_columns > 1;
+    return (data->variance_rows == 1 || data->variance_rows == data->count) &&
+           (data->variance_columns == 1 || data->variance_columns == data->size) && (by_direction || !data->rotation) &&
+           (by_direction || data->variance_rows == data->count) && (!data->rotation || data->variance_rows == data->count);
+}
+
+int ff_points_create(ff_points **result, const ff_data *data, int isa, int num_threads) {
+    if (!result || !valid_data(data) || num_threads < 1 || isa < 0 || isa >= TARGETS) return FF_BAD_ARGUMENT;
     if (!ff_isa_runs(isa)) return FF_UNSUPPORTED_ISA;
     ff_points *points = calloc(1, sizeof *points);
     if (!points) return FF_NO_MEMORY;
-    *points = (ff_points){.data = data,
-                          .log_mass = log_mass,
-                          .equal_log_mass = -log((double)count),
-                          .source_mean = source_mean,
-                          .centre = calloc((size_t)size, sizeof(double)),
-                          .narrow_centre = calloc((size_t)size, sizeof(float)),
-                          .square = malloc((size_t)count * sizeof(double)),
-                          .count = count,
-                          .size = size,
-                          .dtype = dtype,
+    *points = (ff_points){.data = *data,
+                          .equal_log_mass = -log((double)data->count),
+                          .centre = aligned_alloc(FF_ALIGN, ff_aligned((size_t)data->size * sizeof(double))),
+                          .narrow_centre = aligned_alloc(FF_ALIGN, ff_aligned((size_t)data->size * sizeof(float))),
+                          .square = aligned_alloc(FF_ALIGN, ff_aligned((size_t)data->count * sizeof(double))),
+                          .widest = calloc((size_t)data->size, sizeof(double)),
+                          .count = data->count,
+                          .size = data->size,
+                          .dtype = data->dtype,
                           .target = targets[isa]};
-    const int status = points->centre && points->narrow_centre && points->square ? prepare(points, num_threads) : FF_NO_MEMORY;
+    const int allocated = points->centre && points->narrow_centre && points->square && points->widest;
+    const int status = allocated ? prepare(points, num_threads) : FF_NO_MEMORY;
     if (status != FF_OK) {
         ff_points_destroy(points);
         return status;
@@ -146,18 +165,26 @@ void ff_points_destroy(ff_points *points) {
     free(points->centre);
     free(points->narrow_centre);
     free(points->square);
+    free(points->widest);
     free(points);
 }
 
 /* Evaluation ------------------------------------------------------------------------------------------------------ */
 
-static const ff_kernel *kernel_for(const ff_points *points, const ff_queries *queries) {
+/* Data of such sizes have squares and products that float32 holds. */
+static const double NARROWEST = 1e-30, WIDEST = 1e30;
+
+static const ff_kernel *kernel_for(const ff_points *points, const ff_queries *queries, const ff_moments *result) {
     const ff_target *target = points->target;
+    const int pointwise = points->data.variance != NULL;
+    if ((pointwise && points->data.variance_columns > 1) || result->trace || queries->direction)
+        return &target->general[points->dtype];
     if (points->size <= LOW_DIMENSIONS) {
         const ff_kernel *low_few = &target->low_few[points->dtype];
         return queries->count <= low_few->block ? low_few : &target->low[points->dtype];
     }
-    const int narrow = points->dtype == FF_FLOAT32 && queries->dtype == FF_FLOAT32;
+    const int narrow = points->dtype == FF_FLOAT32 && queries->dtype == FF_FLOAT32 &&
+                       points->largest_square < WIDEST && points->largest_square > NARROWEST;
     const ff_dtype compute = narrow ? FF_FLOAT32 : FF_FLOAT64;
     const ff_kernel *few = &target->few[points->dtype][compute];
     return queries->count <= few->block ? few : &target->batch[points->dtype][compute];
@@ -167,7 +194,7 @@ typedef struct {
     ff_job job;
     const ff_kernel *kernel;
     int64_t chunk, blocks, groups, tasks;
-    atomic_llong next_pack, next_task;
+    atomic_llong next_pack, next_task, next_write;
     atomic_llong *merged; /* of each block: how many chunks are in its state */
     char *scratch;
     size_t scratch_bytes;
@@ -203,64 +230,92 @@ static void run_tasks(void *context, int worker) {
     }
 }
 
-/* From the merged sums to moments. */
-static void write_results(const evaluation *e, const ff_moments *result, double *offset) {
-    const ff_points *points = e->job.points;
-    const ff_queries *queries = e->job.queries;
-    const ff_state *state = &e->job.state;
-    const int64_t size = points->size, lanes = e->kernel->lanes;
-    for (int64_t q = 0; q < queries->count; q++) {
-        const int64_t i = q * queries->stride;
-        const double alpha = queries->alpha[i], beta = queries->beta[i], total = state->total[q];
-        result->log_total[q] = state->base[q] + state->largest[q] + log(total) -
-                               0.5 * (double)size * log(queries->variance[i]);
-        if (result->entropy) {
-            result->entropy[q] = log(total) - state->first[q] / total;
-            result->collision[q] = state->second[q] / (total * total);
-        }
-        if (!result->mean) continue;
-        const double *sum = state->sum + q / lanes * size * lanes + q % lanes;
-        for (int64_t k = 0; k < size; k++) {
-            const int64_t at = q * size + k;
-            const double x = queries->dtype == FF_FLOAT32 ? (double)((const float *)queries->x)[at]
-                                                          : ((const double *)queries->x)[at];
-            offset[k] = fma(-beta, points->centre[k],
-                            points->source_mean ? fma(-alpha, points->source_mean[k], x) : x);
-            const double mean = sum[k * lanes] / total;
-            const double residual = fma(-beta, mean, offset[k]);
-            if (queries->dtype == FF_FLOAT32) {
-                ((float *)result->mean)[at] = (float)(points->centre[k] + mean);
-                ((float *)result->residual)[at] = (float)residual;
-            } else {
-                ((double *)result->mean)[at] = points->centre[k] + mean;
-                ((double *)result->residual)[at] = residual;
-            }
-        }
+static void store(const ff_queries *queries, void *to, int64_t at, double value) {
+    if (queries->dtype == FF_FLOAT32) ((float *)to)[at] = (float)value;
+    else ((double *)to)[at] = value;
+}
+
+/* From the merged sums of a query to its moments. */
+static void write_query(const ff_job *job, const ff_kernel *kernel, int64_t q) {
+    const ff_points *points = job->points;
+    const ff_queries *queries = job->queries;
+    const ff_state *state = &job->state;
+    const ff_moments *result = job->result;
+    const int64_t size = points->size, lanes = kernel->lanes, rows = ff_rows(job), i = q * queries->stride;
+    const double alpha = queries->alpha[i], beta = queries->beta[i], total = state->total[q];
+    result->log_total[q] = state->base[q] + state->largest[q] + log(total);
+    if (!job->pointwise) result->log_total[q] -= 0.5 * (double)size * log(queries->variance[i]);
+    if (result->entropy) {
+        result->entropy[q] = log(total) - state->first[q] / total;
+        result->collision[q] = state->second[q] / (total * total);
+    }
+    if (!result->mean) return;
+    const double *sum = state->sum + q / lanes * rows * lanes + q % lanes;
+    const double gain = job->pointwise ? sum[2 * size * lanes] / total : 0.0;
+    if (job->pointwise) result->gain[q] = gain;
+    for (int64_t k = 0; k < size; k++) {
+        const int64_t at = q * size + k;
+        const double x = queries->dtype == FF_FLOAT32 ? (double)((const float *)queries->x)[at]
+                                                      : ((const double *)queries->x)[at];
+        const double mean = sum[k * lanes] / total;
+        const double offset = fma(-beta, points->centre[k],
+                                  points->data.source_mean ? fma(-alpha, points->data.source_mean[k], x) : x);
+        store(queries, result->mean, at, points->centre[k] + mean);
+        store(queries, result->residual, at, fma(-beta, mean, offset));
+        if (job->pointwise)
+            store(queries, result->gained, at, fma(gain, offset, -beta * (sum[(size + k) * lanes] / total)));
+    }
+}
+
+static void run_writing(void *context, int worker) {
+    evaluation *e = context;
+    for (int64_t block; (block = atomic_fetch_add(&e->next_write, 1)) < e->blocks;) {
+        const int64_t query = block * e->kernel->block, count = block_count(e, block);
+        if (e->kernel->write) e->kernel->write(&e->job, query, count, e->scratch + (size_t)worker * e->scratch_bytes);
+        else
+            for (int64_t q = query; q < query + count; q++) write_query(&e->job, e->kernel, q);
     }
 }
 
 static int valid(const ff_points *points, const ff_queries *queries, int num_threads) {
+    if (points && queries && points->data.variance &&
+        !(queries->slope && queries->gain_constant && queries->gain_slope))
+        return 0;
     return points && queries && queries->x && queries->alpha && queries->beta && queries->variance &&
            queries->count >= 0 && (queries->stride == 0 || queries->stride == 1) &&
            (queries->dtype == FF_FLOAT32 || queries->dtype == FF_FLOAT64) && num_threads >= 1;
 }
 
+/* Whether what comes together was given together (see ff_moments). */
+static int valid_results(const ff_points *points, const ff_queries *queries, const ff_moments *result) {
+    if (!result || !result->log_total || !result->mean != !result->residual || !result->entropy != !result->collision)
+        return 0;
+    const int differ = points->data.variance != NULL, tangent = queries->direction != NULL;
+    if ((result->trace || tangent) && !result->mean) return 0;
+    if (tangent && !(queries->residual_factor && queries->gained_factor && queries->mean_factor)) return 0;
+    const int gain = differ && result->mean, traces = differ && result->trace, products = differ && tangent;
+    return gain == !!result->gain && gain == !!result->gained && traces == !!result->cross &&
+           traces == !!result->gained_trace && tangent == !!result->tilt && tangent == !!result->mean_product &&
+           products == !!result->gained_product && products == !!result->gain_product;
+}
+
 int ff_points_moments(const ff_points *points, const ff_queries *queries, const ff_moments *result, int num_threads) {
-    if (!valid(points, queries, num_threads) || !result || !result->log_total || !result->mean != !result->residual ||
-        !result->entropy != !result->collision)
-        return FF_BAD_ARGUMENT;
+    if (!valid(points, queries, num_threads) || !valid_results(points, queries, result)) return FF_BAD_ARGUMENT;
     if (queries->count == 0) return FF_OK;
 
-    evaluation e = {.kernel = kernel_for(points, queries)};
+    evaluation e = {.kernel = kernel_for(points, queries, result)};
     const ff_kernel *kernel = e.kernel;
     e.job = (ff_job){.points = points,
                      .queries = queries,
+                     .result = result,
                      .want_mean = result->mean != NULL,
-                     .want_spread = result->entropy != NULL};
+                     .want_spread = result->entropy != NULL,
+                     .pointwise = points->data.variance != NULL};
     e.chunk = kernel->chunk(points);
     e.blocks = ff_ceil_div(queries->count, kernel->block);
     const int64_t chunks = ff_ceil_div(points->count, e.chunk);
-    const double work = (double)points->count * (double)queries->count * (double)(points->size + 8);
+    const double turns_of_points = points->data.rotation ? (double)points->size : 1.0;
+    const double work = (double)points->count * (double)queries->count * (double)(points->size + 8) * turns_of_points;
     int64_t threads = threads_for(work, num_threads);
     /* Four tasks for each thread even out their lengths; a chunk is cut by queries only where that gives them. */
     e.groups = ff_max(1, ff_min(e.blocks, threads == 1 ? 1 : ff_ceil_div(4 * threads, chunks)));
@@ -269,16 +324,15 @@ int ff_points_moments(const ff_points *points, const ff_queries *queries, const 
 
     const int64_t padded = ff_ceil_div(queries->count, kernel->lanes) * kernel->lanes;
     const size_t scalars = ff_aligned((size_t)padded * sizeof(double));
-    const size_t sums = e.job.want_mean ? ff_aligned((size_t)(padded * points->size) * sizeof(double)) : 0;
-    const size_t packed = ff_aligned(kernel->packed_bytes(points, queries->count));
+    const size_t sums = ff_aligned((size_t)padded * kernel->state_values(&e.job) * sizeof(double));
+    const size_t packed = ff_aligned(kernel->packed_bytes(&e.job));
     const size_t turns = ff_aligned((size_t)e.blocks * sizeof *e.merged);
     e.scratch_bytes = ff_aligned(kernel->scratch_bytes(points, &e.job));
 
     int status = FF_NO_MEMORY;
     char *state = aligned_alloc(FF_ALIGN, 5 * scalars + sums + turns);
     char *work_space = aligned_alloc(FF_ALIGN, packed + (size_t)threads * e.scratch_bytes);
-    double *offset = malloc((size_t)points->size * sizeof *offset);
-    if (state && work_space && offset) {
+    if (state && work_space) {
         double *at[5];
         for (int i = 0; i < 5; i++) at[i] = (double *)(state + (size_t)i * scalars);
         e.merged = (atomic_llong *)(state + 5 * scalars);
@@ -288,12 +342,13 @@ int ff_points_moments(const ff_points *points, const ff_queries *queries, const 
         e.scratch = work_space + packed;
         if (kernel->pack) ff_parallel((int)ff_min(threads, e.blocks), run_packing, &e);
         ff_parallel((int)threads, run_tasks, &e);
-        free(work_space);
-        work_space = NULL; /* before the results are written, to keep the peak of memory low */
-        write_results(&e, result, offset);
+        if (!kernel->write) { /* before the results are written, to keep the peak of memory low */
+            free(work_space);
+            work_space = NULL;
+        }
+        ff_parallel((int)ff_min(threads, e.blocks), run_writing, &e);
         status = FF_OK;
     }
-    free(offset);
     free(work_space);
     free(state);
     return status;
@@ -309,18 +364,19 @@ typedef struct {
     atomic_llong next;
 } listing;
 
-enum { LOGIT_STRIP = 256 };
+enum { LOGIT_STRIP = 256, LOGIT_SCRATCH = 3 };
 
 static void run_listing(void *context, int worker) {
     listing *l = context;
-    double *scratch = l->scratch + worker * l->points->size;
+    const ff_points *points = l->points;
+    const ff_target *target = points->target;
+    ff_logits *const logits = points->data.variance ? target->general_logits[points->dtype] : target->logits[points->dtype];
+    double *scratch = l->scratch + LOGIT_SCRATCH * worker * points->size;
     /* Strip by strip: the points of a strip stay in cache for all queries. */
     for (int64_t strip; (strip = atomic_fetch_add(&l->next, 1)) < l->strips;) {
         const int64_t from = l->start + strip * LOGIT_STRIP, to = ff_min(from + LOGIT_STRIP, l->stop);
         for (int64_t q = 0; q < l->queries->count; q++)
-            l->points->target->logits[l->points->dtype](l->points, l->queries, q, from, to,
-                                                        l->logits + q * (l->stop - l->start) + (from - l->start),
-                                                        scratch);
+            logits(points, l->queries, q, from, to, l->logits + q * (l->stop - l->start) + (from - l->start), scratch);
     }
 }
 
@@ -332,7 +388,7 @@ int ff_points_logits(const ff_points *points, const ff_queries *queries, int64_t
     const int64_t strips = ff_ceil_div(stop - start, LOGIT_STRIP);
     const int64_t threads = ff_max(1, ff_min(strips, threads_for(work, num_threads)));
     listing l = {.points = points, .queries = queries, .start = start, .stop = stop, .strips = strips, .logits = logits};
-    l.scratch = malloc((size_t)(threads * points->size) * sizeof *l.scratch);
+    l.scratch = malloc((size_t)(LOGIT_SCRATCH * threads * points->size) * sizeof *l.scratch);
     if (!l.scratch) return FF_NO_MEMORY;
     ff_parallel((int)threads, run_listing, &l);
     free(l.scratch);

@@ -3,6 +3,7 @@
    One job runs on the pool at a time; a caller that finds it taken does its work alone, which gives the same result
    and cannot deadlock. A forked child starts with an empty pool: threads do not survive a fork. */
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stddef.h>
 
@@ -68,16 +69,21 @@ static void *worker_main(void *unused) {
     return NULL;
 }
 
-/* Start threads until `count` are alive, or as many as the system gives. Called with the lock held. */
+/* Start threads until `count` are alive, or as many as the system gives. They take no signals: those are the program's.
+   Called with the lock held. */
 static void start_workers(int count) {
     pthread_attr_t attributes;
     if (pthread_attr_init(&attributes) != 0) return;
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
     while (pool.started < count) {
         pthread_t thread;
         if (pthread_create(&thread, &attributes, worker_main, NULL) != 0) break;
         pool.started++;
     }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
     pthread_attr_destroy(&attributes);
 }
 

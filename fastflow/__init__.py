@@ -12,6 +12,9 @@ How the data flow, left to right and back once; no layer imports one above it:
     user arrays - _arrays - quantities(moments, path) - Moments (mergeable) ----------'
 
 Time runs from 0 (source, noise) to 1 (target, data); variances are variances, not standard deviations.
+
+The formulas are derived in docs/theory.md. Comments refer to the notes they come from by name and equation ("Fan 46"):
+Fan, Gao, Wu, Zhang and Khungurn, listed at the top of that page.
 """
 
 from . import schedules

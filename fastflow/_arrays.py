@@ -8,26 +8,60 @@ argument, what was wrong, and what is accepted. Nothing that the caller passed i
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-# Rows checked for finiteness at a time: keeps the temporary mask near 1 MB whatever the size of the array.
+# Values checked at a time: keeps temporary arrays at a few MB whatever the size of the array.
 _CHECK_ELEMENTS = 1 << 20
 _SMALL = 4096
+
+# The range of what is computed with. Points, queries and means are at most LARGEST in magnitude, the variance of a
+# component is zero or at least SMALLEST_COMPONENT, and a schedule's factors are at most LARGEST_FACTOR. Then no square
+# overflows, and for events of up to ten million values |r|^2 / D stays below 1e286: far from where a float64 ends, and
+# from LOG_ZERO, which must lie below every logit. Variances from SMALLEST_VARIANCE on stay above SMALLEST_COMPONENT
+# down to the alpha of 1e-16 that is the smallest beside t = 1.
+LARGEST = 1e70
+LARGEST_COUNT = 10**12  # of steps or samples: what is beyond does not fit an array in any memory
+LARGEST_FACTOR = 1e10
+SMALLEST_VARIANCE, LARGEST_VARIANCE = 1e-80, 1e80
+SMALLEST_COMPONENT = 1e-115
 
 _ACCEPTED = "real numbers (float16/32/64, bfloat16, integers or booleans)"
 _FLOAT32 = np.dtype(np.float32)
 _FLOAT64 = np.dtype(np.float64)
 
 
+def shown(value: Any) -> str:
+    """`value` for a message: its repr, cut where it is long."""
+    if isinstance(value, int) and value.bit_length() > 100:  # Python refuses to print thousands of digits
+        return f"a whole number of some {int(value.bit_length() * 0.30103) + 1} digits"
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def any_array(name: str, value: Any) -> np.ndarray:
+    """`value` as a NumPy array (a view where possible), or TypeError naming `name`."""
+    if type(value) is np.ndarray:
+        return value
+    if np.ma.is_masked(value):
+        raise TypeError(
+            f"{name} is a masked array with masked values; accepted are plain arrays: fill it with {name}.filled(...), "
+            "or drop what is masked"
+        )
+    try:
+        return np.asarray(value)
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever the value's own `__array__` raises
+        reason = f"{type(error).__name__}: {error}"
+        raise TypeError(f"{name} cannot be read as an array ({reason}); accepted are {_ACCEPTED}") from error
+
+
 def real_array(name: str, value: Any) -> np.ndarray:
     """`value` as a NumPy array of real numbers (a view where possible), or TypeError naming `name`."""
-    if type(value) is not np.ndarray:
-        try:
-            value = np.asarray(value)
-        except (ValueError, TypeError) as error:
-            raise TypeError(f"{name} cannot be read as an array: {error}; accepted are {_ACCEPTED}") from None
+    value = any_array(name, value)
     if value.dtype.kind not in "fiub" and value.dtype.name != "bfloat16":
         raise TypeError(f"{name} has dtype {value.dtype}; accepted are {_ACCEPTED}")
     return value
@@ -53,23 +87,40 @@ def plain(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 def require_finite(name: str, array: np.ndarray) -> None:
     """Raise ValueError naming the first NaN or infinity of a floating array."""
-    if array.size <= _SMALL and np.isfinite(array).all():
+    _require(name, array, np.isfinite, "finite")
+
+
+def require_moderate(name: str, array: np.ndarray) -> None:
+    """Raise ValueError naming the first value of a floating array that is not finite or beyond `LARGEST`."""
+    if array.dtype.itemsize <= 4:  # no finite float32 is beyond it
+        require_finite(name, array)
+    else:
+        _require(name, array, _is_moderate, f"finite, and at most {LARGEST:g} in magnitude")
+
+
+def _is_moderate(array: np.ndarray) -> np.ndarray:
+    return np.abs(array) <= LARGEST
+
+
+def _require(name: str, array: np.ndarray, test: Callable[[np.ndarray], np.ndarray], accepted: str) -> None:
+    if array.size <= _SMALL and test(array).all():
         return
     flat = array.reshape(-1)  # a view: callers pass contiguous arrays
     for start in range(0, flat.size, _CHECK_ELEMENTS):
-        finite = np.isfinite(flat[start : start + _CHECK_ELEMENTS])
-        if not finite.all():
-            index = start + int(np.argmin(finite))
+        good = test(flat[start : start + _CHECK_ELEMENTS])
+        if not good.all():
+            index = start + int(np.argmin(good))
             where = ", ".join(str(int(i)) for i in np.unravel_index(index, array.shape))
             place = f"{name}[{where}]" if where else name
-            raise ValueError(f"{place} is {flat[index]}; every value of {name} must be finite")
+            raise ValueError(f"{place} is {flat[index]}; every value of {name} must be {accepted}")
 
 
 def data_matrix(data: Any, scale: float, offset: float) -> tuple[np.ndarray, tuple[int, ...]]:
     """The data as an (N, D) float matrix and the shape of one event.
 
-    A C-contiguous float32 or float64 array (a memory map too) is used in place. Other dtypes, other layouts and
-    `scale * data + offset` are converted once, to the narrowest of float32 and float64 that is exact for the dtype.
+    A C-contiguous float32 or float64 array (a memory map too) is used in place. Other dtypes and layouts are converted
+    once, to the narrowest of float32 and float64 that is exact for the dtype. `scale * data + offset` is computed in
+    float64 and held in that dtype too, but in float64 where the result is beyond the range of float32.
     """
     array = real_array("data", data)
     if array.ndim == 0:
@@ -77,11 +128,36 @@ def data_matrix(data: Any, scale: float, offset: float) -> tuple[np.ndarray, tup
     if array.size == 0:
         raise ValueError(f"data has shape {array.shape}; at least one point with at least one value is needed")
     matrix = plain(array, compute_dtype(array.dtype)).reshape(array.shape[0], -1)
-    require_finite("data", matrix.reshape(array.shape))
-    if scale != 1.0 or offset != 0.0:
-        matrix = matrix * matrix.dtype.type(scale) + matrix.dtype.type(offset)
-        require_finite("scale * data + offset", matrix.reshape(array.shape))
+    if scale == 1.0 and offset == 0.0:
+        require_moderate("data", matrix.reshape(array.shape))
+    else:
+        require_finite("data", matrix.reshape(array.shape))
+        matrix = _scaled(matrix, scale, offset, array.shape)
     return matrix, array.shape[1:]
+
+
+# The largest value of an array must lie between these for all of them to keep their digits in float32.
+_FLOAT32_RANGE = (2.0**-125, float(np.finfo(np.float32).max))
+
+
+@np.errstate(over="ignore", under="ignore")
+def _scaled(matrix: np.ndarray, scale: float, offset: float, shape: tuple[int, ...]) -> np.ndarray:
+    """`scale * matrix + offset`, computed in float64, in a dtype that can hold it; `shape` is for messages."""
+    rows = max(1, _CHECK_ELEMENTS // matrix.shape[1])
+    blocks = [slice(start, start + rows) for start in range(0, len(matrix), rows)]
+
+    def scaled(block: slice) -> np.ndarray:
+        return matrix[block].astype(np.float64) * scale + offset
+
+    largest = max(float(np.abs(scaled(block)).max()) for block in blocks)
+    if largest == 0.0 and scale != 0.0 and matrix.any():
+        raise ValueError(f"scale is {scale}, which makes every value of data zero; accepted is a larger one")
+    narrow = matrix.dtype == _FLOAT32 and (largest == 0.0 or _FLOAT32_RANGE[0] <= largest <= _FLOAT32_RANGE[1])
+    result = np.empty(matrix.shape, _FLOAT32 if narrow else _FLOAT64)
+    for block in blocks:
+        result[block] = scaled(block)
+    require_moderate("scale * data + offset", result.reshape(shape))
+    return result
 
 
 def query_matrix(x: Any, event_shape: tuple[int, ...], size: int) -> tuple[np.ndarray, tuple[int, ...], np.dtype]:
@@ -104,7 +180,7 @@ def query_matrix(x: Any, event_shape: tuple[int, ...], size: int) -> tuple[np.nd
     elif not dtype.isnative:
         dtype = dtype.newbyteorder("=")
     matrix = plain(array, compute_dtype(dtype)).reshape(-1 if size else 0, size)
-    require_finite("x", matrix.reshape(shape))
+    require_moderate("x", matrix.reshape(shape))
     return matrix, batch_shape, dtype
 
 
@@ -141,19 +217,32 @@ def event_vector(name: str, value: Any, event_shape: tuple[int, ...], size: int)
     if array.shape not in ((), event_shape):
         raise ValueError(f"{name} has shape {array.shape}; accepted is a scalar or an event of shape {event_shape}")
     vector = np.ascontiguousarray(np.broadcast_to(array, event_shape)).reshape(size)
-    require_finite(name, vector.reshape(event_shape) if array.shape else vector[:1].reshape(()))
+    require_moderate(name, vector.reshape(event_shape) if array.shape else vector[:1].reshape(()))
     return vector if vector.any() else None
 
 
-def real_number(name: str, value: Any, *, minimum: float | None = None) -> float:
-    """One finite real number, at least `minimum` where that is given."""
-    array = real_array(name, value)
+def real_number(name: str, value: Any, *, minimum: float | None = None, positive: bool = False) -> float:
+    """One finite real number, at least `minimum` where that is given, above zero where it must be positive."""
     least = "" if minimum is None else f" of at least {minimum:g}"
+    least = " above zero" if positive else least
+    if isinstance(value, int) and value.bit_length() > 1000:
+        raise ValueError(f"{name} is {shown(value)}; accepted is a finite number{least}")
+    array = real_array(name, value)
     if array.ndim != 0:
         raise ValueError(f"{name} has shape {array.shape}; accepted is one number{least}")
     number = float(array)
-    if not math.isfinite(number) or (minimum is not None and number < minimum):
+    if not math.isfinite(number) or (minimum is not None and number < minimum) or (positive and number <= 0.0):
         raise ValueError(f"{name} is {number}; accepted is a finite number{least}")
+    return number
+
+
+def source_variance(value: Any) -> float:
+    """The variance of the source, above zero."""
+    number = real_number("source_variance", value, positive=True)
+    if not SMALLEST_VARIANCE <= number <= LARGEST_VARIANCE:
+        raise ValueError(
+            f"source_variance is {number}; accepted is a number from {SMALLEST_VARIANCE:g} to {LARGEST_VARIANCE:g}"
+        )
     return number
 
 
@@ -187,6 +276,86 @@ def log_mass(weights: Any, count: int) -> np.ndarray | None:
 LOG_ZERO = -1e300
 
 
+def variances(value: Any, count: int) -> float | np.ndarray:
+    """Target variances: one number for all points, or (N,) float64 where they differ."""
+    array = any_array("variance", value)
+    if array.ndim == 0:
+        number = real_number("variance", value, minimum=0.0)
+        _require_variances(np.array(number))
+        return number
+    array = real_array("variance", array)
+    if array.shape != (count,):
+        raise ValueError(f"variance has shape {array.shape}; accepted is one number or ({count},), one for each point")
+    numbers = np.array(array, dtype=np.float64, order="C")  # a copy: the caller may change theirs
+    require_finite("variance", numbers)
+    negative = numbers < 0.0
+    if negative.any():
+        index = int(np.argmax(negative))
+        raise ValueError(f"variance[{index}] is {numbers[index]}; variances must be at least zero")
+    _require_variances(numbers)
+    return float(numbers[0]) if (numbers == numbers[0]).all() else numbers
+
+
+def _require_variances(numbers: np.ndarray) -> None:
+    bad = (numbers != 0.0) & ~((numbers >= SMALLEST_VARIANCE) & (numbers <= LARGEST_VARIANCE))
+    if bad.any():
+        place = f"variance[{int(np.argmax(bad))}]" if numbers.ndim else "variance"
+        raise ValueError(
+            f"{place} is {numbers[bad].flat[0]}; accepted is 0, or a number from {SMALLEST_VARIANCE:g} to "
+            f"{LARGEST_VARIANCE:g}"
+        )
+
+
+# Entries of a covariance may differ from their mirror images by this share of the largest: the rounding of a product.
+_ASYMMETRY = 1e-8
+
+
+def covariance(name: str, value: Any, size: int, count: int | None) -> np.ndarray:
+    """Symmetric matrices as float64, exactly symmetric: (D, D), or (N, D, D) where `count` is given."""
+    array = real_array(name, value)
+    shapes = [(size, size)] + ([(count, size, size)] if count is not None else [])
+    if array.shape not in shapes:
+        accepted = " or ".join(str(shape) for shape in shapes)
+        raise ValueError(f"{name} has shape {array.shape}; accepted is {accepted}")
+    matrices = np.ascontiguousarray(array, dtype=np.float64)
+    require_finite(name, matrices)
+    mirrored = np.swapaxes(matrices, -1, -2)
+    largest = np.abs(matrices).max(axis=(-2, -1))
+    bad = np.abs(matrices - mirrored).max(axis=(-2, -1)) > _ASYMMETRY * largest
+    if bad.any():
+        place = f"{name}[{int(np.argmax(bad))}]" if matrices.ndim == 3 else name
+        raise ValueError(f"{place} is not symmetric; accepted are symmetric positive semi-definite matrices")
+    bad = (largest != 0.0) & ~((largest >= SMALLEST_VARIANCE) & (largest <= LARGEST_VARIANCE))
+    if bad.any():
+        place = f"{name}[{int(np.argmax(bad))}]" if matrices.ndim == 3 else name
+        raise ValueError(
+            f"{place} has the largest entry {largest[bad].flat[0]}; accepted is 0, or a number from "
+            f"{SMALLEST_VARIANCE:g} to {LARGEST_VARIANCE:g}"
+        )
+    return 0.5 * (matrices + mirrored)
+
+
+def whole_numbers(name: str, value: Any, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """Whole numbers as an int64 array of the given shape (any one-dimensional array where it is None)."""
+    array = any_array(name, value)
+    if array.dtype.kind not in "iu" and array.size:
+        raise TypeError(f"{name} has dtype {array.dtype}; accepted are whole numbers")
+    if (array.ndim != 1) if shape is None else (array.shape != shape):
+        accepted = "(n,)" if shape is None else str(shape)
+        raise ValueError(f"{name} has shape {array.shape}; accepted is {accepted}")
+    return np.asarray(array, dtype=np.int64, order="C")  # not `ascontiguousarray`, which makes a number a vector
+
+
+def direction(value: Any, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Directions `u` of the shape of x, as a matrix in the dtype of the matrix of queries."""
+    array = real_array("u", value)
+    if array.shape != shape:
+        raise ValueError(f"u has shape {array.shape}; accepted is the shape of x, {shape}")
+    matrix = plain(array, x.dtype).reshape(x.shape)
+    require_moderate("u", matrix.reshape(shape))
+    return matrix
+
+
 def output_array(out: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Check that results of this shape and dtype can be written to `out`."""
     if not isinstance(out, np.ndarray):
@@ -197,4 +366,21 @@ def output_array(out: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarra
         )
     if not out.flags.writeable:
         raise ValueError("out is read-only; accepted is a writable array")
+    if _overlaps_itself(out):
+        raise ValueError("out has elements that share memory; accepted is an array without")
     return out
+
+
+def _overlaps_itself(array: np.ndarray) -> bool:
+    """Whether two elements of an array share memory, as in what `numpy.broadcast_to` returns."""
+    if array.flags.c_contiguous or array.size < 2:
+        return False
+    reach = array.itemsize  # bytes from the first to past the last of the elements along the axes seen so far
+    for stride, count in sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1):
+        if stride < reach:  # in rare layouts nothing overlaps even so
+            places = np.zeros(1, np.int64)
+            for stride, count in zip(array.strides, array.shape, strict=True):
+                places = np.add.outer(places, stride * np.arange(count)).reshape(-1)
+            return bool((np.diff(np.sort(places)) < array.itemsize).any())
+        reach += stride * (count - 1)
+    return False

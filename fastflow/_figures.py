@@ -55,7 +55,7 @@ class Drawing(NamedTuple):
         times: (T,) increasing.
         path: (T, R, *event), the way of the first R samples.
         nearest: nearest data point of each sample.
-        settled: (R,) when each settled on a point.
+        settled: (R,) when each settled on a point; the last time for those that did not before it.
         facts: what was done, in a few words each.
     """
 
@@ -123,7 +123,8 @@ def _write(figure: Figure, top: float, text: str, left: float = 0.25, **style: A
 def _facts(drawing: Drawing, k: int) -> str:
     """When sample k settled, and how far it is from its nearest data point."""
     distance = f"distance {drawing.nearest.distances[k]:.2g}"
-    return f"t {drawing.settled[k]:.2f}   {'identical' if drawing.nearest.coincide[k] else distance}"
+    time = f"t {drawing.settled[k]:.2f}" if drawing.settled[k] < drawing.times[-1] else "not settled"
+    return f"{time}   {'identical' if drawing.nearest.coincide[k] else distance}"
 
 
 # Images -------------------------------------------------------------------------------------------------------

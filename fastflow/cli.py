@@ -110,7 +110,7 @@ def _application() -> Any:
         method: Annotated[str, option(text=f"Integrator: {', '.join(samplers.METHODS)}.")] = "euler",
         schedule: Annotated[str, option(text=f"Schedule: {', '.join(schedules.names())}.")] = "linear",
         variance: Annotated[float, option(text="Variance of each data point.")] = 0.0,
-        seed: Annotated[int, option(text="Seed of the starting points.", min=0)] = 0,
+        seed: Annotated[int, option(text="Seed of the starting points and of random steps.", min=0)] = 0,
         backend: Annotated[str, option(text="auto, or one of those that `fastflow info` lists.")] = "auto",
         threads: Annotated[int | None, option(text="Threads to use; all cores by default.")] = None,
         progress: Annotated[bool, option("--progress/--no-progress", text="Show a progress bar.")] = True,
@@ -118,8 +118,9 @@ def _application() -> Any:
         """Draw samples by the exact flow from noise to a data set, and picture each beside its nearest data point.
 
         digits are the 1,797 handwritten digits of scikit-learn; moons are 1,000 points on two arcs. Of a file, the
-        first axis counts the points; 8-bit data are scaled from 0..255 to -1..1. Points of shape (2,) are drawn as a
-        scatter; (h, w), (h, w, c) and (c, h, w) with 1 or 3 channels as images; others as lines.
+        first axis counts the points; uint8 data are scaled from 0..255 to -1..1, others are taken as they are. Points
+        of shape (2,) are drawn as a scatter; (h, w), (h, w, c) and (c, h, w) with 1 or 3 channels as images; others as
+        lines.
         """
         with _checking_input():
             _writable("--out", out, PICTURES)
@@ -140,7 +141,10 @@ def _application() -> Any:
 
     @app.command("info")
     def info_command() -> None:
-        """Print versions, the backends with the reason for the choice, instruction sets and threads."""
+        """Print versions, the backends with the reason for the choice, instruction sets and threads.
+
+        An override in the environment that cannot be honoured is printed in its row; the exit status is 0 all the same.
+        """
         _info()
 
     return app
@@ -259,7 +263,7 @@ def decision_times(field: VelocityField, times: np.ndarray, path: np.ndarray) ->
         path: (T, B, *event).
 
     Returns:
-        (B,) times; the last one where the weight is still shared there.
+        (B,) times; the last one for those that have not settled before it.
     """
     batch = np.arange(path.shape[1])
     before, after = np.full(len(batch), -1), np.full(len(batch), len(times) - 1)
@@ -296,18 +300,22 @@ def _sample(options: dict[str, Any], out: Path, save: Path | None, progress: boo
             backend=options["backend"],
             num_threads=options["threads"],
         )
-        start = samplers.starting_points(field, num, 0.0, np.random.default_rng(options["seed"]))
+        rng = np.random.default_rng(options["seed"])
+        start = samplers.starting_points(field, num, 0.0, rng)
         recorder = _Recorder(start, steps)
         began = time.perf_counter()
-        run = samplers.integrate(field, start, steps=steps, method=method, progress=progress, callback=recorder)
+        run = samplers.integrate(
+            field, start, steps=steps, method=method, seed=rng, progress=progress, callback=recorder
+        )
         seconds = time.perf_counter() - began
     times, path = np.array(recorder.times), np.stack(recorder.states)
     nearest = nearest_points(data, run.final)
     settled = decision_times(field, times, path)
+    same = int(np.count_nonzero(nearest.coincide))
 
-    grid = "adaptive steps" if method == "dopri5" else f"{steps} steps"
+    grid = "adaptive steps" if method == "dopri5" else _count(steps, "step")
     facts = (
-        f"{field.num_points:,} points of {_shape(field.event_shape)}",
+        f"{_count(field.num_points, 'point')} of {_shape(field.event_shape)}",
         f"{schedule} schedule",
         f"variance {options['variance']:g}",
         f"{method}, {grid}",
@@ -318,12 +326,12 @@ def _sample(options: dict[str, Any], out: Path, save: Path | None, progress: boo
         "data": f"{data.name}: {facts[0]}, {data.array.dtype}",
         "flow": f"{facts[1]}, {facts[2]}",
         "backend": f"{field.backend}{f' on {field.isa}' if field.isa else ''} ({field.backend_reason})",
-        "integration": f"{num:,} samples, {facts[3]}, {seconds:.3g} s",
-        "evaluations": f"{run.evaluations:,} velocities, {run.evaluations / seconds:,.0f} a second",
-        "memorised": f"{np.count_nonzero(nearest.coincide):,} of {num:,} samples coincide with a data point",
+        "integration": f"{_count(num, 'sample')}, {facts[3]}, {seconds:.3g} s",
+        "evaluations": f"{_count(run.evaluations, 'velocity', 'velocities')}, {run.evaluations / seconds:,.0f} / s",
+        "memorised": f"{same:,} of {_count(num, 'sample')} coincide{'s' * (same == 1)} with a data point",
         "nearest point": f"median distance {np.median(nearest.distances):.3g}, largest {nearest.distances.max():.3g}",
-        "settled": f"median t = {np.median(settled):.2g}, from when on fewer than two points share the weight",
-        "picture": f"{out}{'' if shown == num else f', the first {shown} samples'}",
+        "settled": _settling(settled, times),
+        "picture": str(out) if shown == num else f"{out}, the first {_count(shown, 'sample')}",
     }
     if save is not None:
         with open(save, "wb") as file:
@@ -346,13 +354,34 @@ def _writable(name: str, path: Path, suffixes: tuple[str, ...]) -> None:
         raise ValueError(f"{name} {path}: there is no directory {path.parent}")
     if path.is_dir():
         raise ValueError(f"{name} {path}: this is a directory")
+    existed = path.exists()
+    try:
+        with open(path, "ab"):  # to write nothing
+            pass
+        if not existed:
+            path.unlink()
+    except OSError as error:
+        raise ValueError(f"{name} {path}: this cannot be written ({error.strerror or error})") from None
+
+
+def _settling(settled: np.ndarray, times: np.ndarray) -> str:
+    """When the samples whose way was recorded settled, in words."""
+    early = settled < times[-1]
+    if not early.any():
+        return f"none: to the end, t = {times[-1]:g}, two or more points share the weight"
+    words = f"median t = {np.median(settled[early]):.2g}, from when on fewer than two points share the weight"
+    return words if early.all() else f"{np.count_nonzero(early):,} of {_count(len(settled), 'sample')}, {words}"
+
+
+def _count(number: int, one: str, more: str | None = None) -> str:
+    """A number of things."""
+    return f"{number:,} {one if number == 1 else more or one + 's'}"
 
 
 def _shape(event_shape: tuple[int, ...]) -> str:
     """In words, for titles."""
     if len(event_shape) < 2:
-        count = math.prod(event_shape)
-        return f"{count:,} value{'s' * (count != 1)}"
+        return _count(math.prod(event_shape), "value")
     return " \u00d7 ".join(str(n) for n in event_shape)
 
 

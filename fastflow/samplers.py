@@ -1,14 +1,16 @@
-"""Samplers: the flow `dx = v(x, t) dt` of a field, followed from one time to another.
+"""Samplers: the flow `dx = v(x, t) dt` of a field, followed from one time to another, and random ways with its law.
 
-From t = 0 to t = 1 it carries noise to data, from 1 to 0 data to noise. The fixed-step methods are rows of one table
-of Butcher tableaux, walked by one stepper; the adaptive one is SciPy's Dormand-Prince pair.
+From t = 0 to t = 1 it carries noise to data, from 1 to 0 data to noise. Methods that walk a given grid of times are
+rows of one table, walked by one stepper: Runge-Kutta methods with their Butcher tableaux, and the random ones of
+`stochastic`. The adaptive one is SciPy's Dormand-Prince pair.
 
 Times that only a limit can reach. At t = 1 a field without variance has `alpha = 0` and no density, only point
 masses: the flow into that time is well defined and ends on a data point, the flow out of it is not. A step into such a
 time therefore evaluates nothing there. It freezes the posterior at the step's start, `x = alpha E[x_i] + beta E[x_f]`
 with the alpha and beta of the step's end, which follows the flow exactly once one data point holds all the weight
 (it is the deterministic DDIM step, and for the linear schedule the Euler step). The same step serves where `alpha'` is
-infinite and the source mean is not zero, so that the velocity is unbounded though the flow is not.
+infinite and the source mean is not zero, so that the velocity is unbounded though the flow is not. Path switching needs
+no such step: it draws a data point, and its own way there is exact.
 """
 
 from __future__ import annotations
@@ -16,17 +18,19 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from . import _arrays
+from . import _arrays, stochastic
 from ._optional import require
 from .path import path_at
 
 if TYPE_CHECKING:
     from .field import VelocityField
+    from .parts import Part
+    from .path import Path
 
 Callback = Callable[[int, float, np.ndarray], Any]
 
@@ -44,6 +48,27 @@ class Tableau(NamedTuple):
     stages: tuple[tuple[float, ...], ...]
     weights: tuple[float, ...]
 
+    def step(self, run: _Run, x: np.ndarray, t: float, stop: float) -> np.ndarray:
+        """From x at t to stop."""
+        length = stop - t
+        slopes: list[np.ndarray] = []
+
+        def moved(factors: tuple[float, ...]) -> np.ndarray:
+            result = x
+            for factor, slope in zip(factors, slopes, strict=True):
+                if factor:
+                    result = result + (length * factor) * slope
+            return result
+
+        for node, factors in zip(self.nodes, self.stages, strict=True):
+            at = stop if node == 1.0 else t + node * length  # the end itself, not the end to rounding
+            slopes.append(run.velocity(moved(factors), at))
+        return moved(self.weights)
+
+    def into_limit(self, run: _Run, x: np.ndarray, t: float, stop: float) -> np.ndarray:
+        """From x at t to stop, which is only a limit."""
+        return run.frozen_step(x, t, stop)
+
 
 TABLEAUX: dict[str, Tableau] = {
     "euler": Tableau((0.0,), ((),), (1.0,)),
@@ -53,7 +78,44 @@ TABLEAUX: dict[str, Tableau] = {
     ),
 }
 
-METHODS = (*TABLEAUX, "dopri5")
+
+class PathSwitching:
+    """The memoryless sampler; see `stochastic`."""
+
+    def step(self, run: _Run, x: np.ndarray, t: float, stop: float) -> np.ndarray:
+        """From x at t to stop."""
+        run.evaluations += run.batch
+        return stochastic.follow_path(run.field, x, t, stop, run.rng, run.options.get("label"))
+
+    into_limit = step  # on a path nothing is special there
+
+
+class EulerMaruyama:
+    """The SDE with the noise levels of the run; see `stochastic`. A step without noise is Euler's."""
+
+    def step(self, run: _Run, x: np.ndarray, t: float, stop: float) -> np.ndarray:
+        """From x at t to stop."""
+        g = run.levels[run.steps]
+        if g == 0.0:
+            return TABLEAUX["euler"].step(run, x, t, stop)
+        run.evaluations += run.batch
+        return stochastic.maruyama_step(run.field, x, t, stop, g, run.rng, **run.options)
+
+    def into_limit(self, run: _Run, x: np.ndarray, t: float, stop: float) -> np.ndarray:
+        """From x at t to stop, which is only a limit."""
+        return run.frozen_step(x, t, stop)
+
+
+GridMethod = Tableau | PathSwitching | EulerMaruyama
+
+# The methods that walk a grid of times.
+STEPS: dict[str, GridMethod] = {
+    **TABLEAUX,
+    "path_switching": PathSwitching(),
+    "sde": EulerMaruyama(),
+}
+
+METHODS = (*TABLEAUX, "dopri5", *(name for name in STEPS if name not in TABLEAUX))
 
 # The adaptive method stops short of a time that only a limit can reach, where alpha has fallen to this share of its
 # value at the start, and takes the frozen step from there. By then a sample may still hesitate only between data points
@@ -111,6 +173,9 @@ def integrate(
     keep_path: bool = False,
     rtol: float = 1e-5,
     atol: float = 1e-6,
+    noise: stochastic.Noise = 1.0,
+    label: Any = None,
+    guidance: float = 0.0,
 ) -> Trajectory:
     """Follow the flow of `field` and also tell what it took.
 
@@ -119,7 +184,9 @@ def integrate(
     _check_method(method)
     times = time_grid(steps, t_span)
     rtol, atol = _tolerance("rtol", rtol), _tolerance("atol", atol)
-    rng = _generator(seed)
+    rng = generator("seed", seed)
+    if not callable(noise):
+        _arrays.real_number("noise", noise, minimum=0.0)
     if callback is not None and not callable(callback):
         raise TypeError(f"callback is {type(callback).__name__}; accepted is a function of (step, t, x), or None")
     num = start = None
@@ -127,46 +194,77 @@ def integrate(
         num = _draw_count(num_or_x0)
     else:
         start = _given_points(field, num_or_x0)
-    only_limit = _only_limit(field, times)
+    only_limit = _only_limit(field, times, method)
     if only_limit[:-1].any():
         raise ValueError(_no_start(field, float(times[np.argmax(only_limit)])))
+    levels = stochastic.noise_levels(field, noise, times, bool(only_limit[-1])) if method == "sde" else []
+    if label is None and guidance != 0.0:
+        raise ValueError("guidance is given without label; accepted is a class to guide towards")
+    if method == "path_switching" and guidance != 0.0:
+        raise ValueError("guidance is given with path_switching, which follows paths of the data; accepted is 0")
     with _progress(progress, times, method) as show:
         if num is not None:
-            start = starting_points(field, num, float(times[0]), rng)
-        run = _Run(field, start, callback, show)
+            start = starting_points(field, num, float(times[0]), rng, label)
+        options = {} if label is None else {"label": label, "guidance": guidance}
+        run = _Run(field, start, callback, show, options, rng, levels)
         x = start.astype(_arrays.compute_dtype(start.dtype))  # a copy: the caller's memory is left alone
         if method == "dopri5":
             final, path = _adaptive(run, x, times, bool(only_limit[-1]), keep_path, rtol, atol)
         else:
-            final, path = _fixed(run, x, times, bool(only_limit[-1]), keep_path, TABLEAUX[method])
+            final, path = _fixed(run, x, times, bool(only_limit[-1]), keep_path, STEPS[method])
     return Trajectory(times, run.result(final), path if path is None else run.result(path), run.evaluations)
 
 
-def starting_points(field: VelocityField, num: int, t: float, rng: np.random.Generator) -> np.ndarray:
-    """Draw from the marginal p_t: a data point by its mass, then `N(alpha m_i + beta mu_j, D I)`.
+def starting_points(
+    field: VelocityField, num: int, t: float, rng: np.random.Generator, label: Any = None
+) -> np.ndarray:
+    """Draw from the marginal p_t: a data point by its mass, then `N(alpha m_i + beta mu_j, D_j)`.
 
     Args:
         field: the field.
         num: how many points.
         t: the time. Where `beta(t) = 0` this is the source alone and no data point is drawn.
         rng: random numbers: first the noise, then the data points.
+        label: the class to draw from, or one for each point; None for all data.
 
     Returns:
         (num, *event), float32 if the field works on float32 data, else float64.
     """
-    model, points = field._model, field._points
-    path = path_at(field.schedule, t, model.source_variance, model.target_variance)
-    x = rng.standard_normal((num, model.size)) * math.sqrt(path.variance)
-    if model.source_mean is not None:
-        x += path.alpha * model.source_mean
-    if path.beta != 0.0:
+    groups = field._parts.groups(label, None, None, num, False)
+    noise = rng.standard_normal((num, field._size))
+    x = np.empty_like(noise)
+    for group in groups:
+        rows = slice(None) if group.rows is None else group.rows
+        x[rows] = _marginal(group.part, field._path(t, group.part), noise[rows], rng)
+    if field._model.frame is not None:
+        x = field._model.frame.leave(x, "vector")
+    return x.astype(field._dtype).reshape((num, *field.event_shape))
+
+
+def _marginal(part: Part, path: Path, noise: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Standard normal noise (n, D) to draws from the marginal of a part of the data, in the field's frame."""
+    points = part.points
+    if path.beta == 0.0:
+        x = noise * math.sqrt(path.variance)
+    else:
         if points.log_mass is None:
-            chosen = rng.integers(field.num_points, size=num)
+            chosen = rng.integers(points.count, size=len(noise))
         else:
             mass = np.exp(points.log_mass)
-            chosen = rng.choice(field.num_points, size=num, p=mass / mass.sum())
-        x += path.beta * points.data[chosen].astype(np.float64)
-    return x.astype(points.data.dtype).reshape((num, *field.event_shape))
+            chosen = rng.choice(points.count, size=len(noise), p=mass / mass.sum())
+        if points.variance is None:
+            x = noise * math.sqrt(path.variance)
+        else:
+            own = points.variance if len(points.variance) == 1 else points.variance[chosen]
+            own = own[:, None] if points.variance.ndim == 1 else own
+            x = noise * np.sqrt(path.variance + path.slope * own)
+            if points.rotation is not None:
+                x = np.einsum("ne,nde->nd", x, points.rotation[chosen])
+        places = chosen if points.index is None else points.index[chosen]
+        x += path.beta * points.data[places].astype(np.float64)
+    if part.model.source_mean is not None:
+        x += path.alpha * part.model.source_mean
+    return x
 
 
 def time_grid(steps: Any, t_span: Any = None) -> np.ndarray:
@@ -185,8 +283,9 @@ def time_grid(steps: Any, t_span: Any = None) -> np.ndarray:
     """
     accepted = "a whole number of steps of at least 1, or a 1-D array of at least 2 times"
     if isinstance(steps, int | np.integer) and not isinstance(steps, bool):
-        if steps < 1:
-            raise ValueError(f"steps is {steps}; accepted is {accepted}")
+        if not 1 <= steps <= _arrays.LARGEST_COUNT:
+            accepted = f"{accepted}; at most {_arrays.LARGEST_COUNT:g} of them"
+            raise ValueError(f"steps is {_arrays.shown(steps)}; accepted is {accepted}")
         start, stop = _ends((0.0, 1.0) if t_span is None else t_span)
         times = start + (stop - start) * (np.arange(steps + 1) / float(steps))
         times[-1] = stop
@@ -218,8 +317,18 @@ def time_grid(steps: Any, t_span: Any = None) -> np.ndarray:
 class _Run:
     """One integration: the field, and what is counted and told along the way."""
 
-    def __init__(self, field: VelocityField, x: np.ndarray, callback: Callback | None, show: Callable[[float], None]):
-        self.field = field
+    def __init__(
+        self,
+        field: VelocityField,
+        x: np.ndarray,
+        callback: Callback | None,
+        show: Callable[[float], None],
+        options: dict[str, Any],
+        rng: np.random.Generator | None = None,
+        levels: Sequence[float] = (),
+    ):
+        self.field, self.options = field, options
+        self.rng, self.levels = rng, levels
         self.dtype = x.dtype
         self.batch = math.prod(x.shape[: x.ndim - len(field.event_shape)])
         self.callback, self.show = callback, show
@@ -228,12 +337,12 @@ class _Run:
 
     def velocity(self, x: np.ndarray, t: float) -> np.ndarray:
         self.evaluations += self.batch
-        return self.field.velocity(x, t)
+        return self.field.velocity(x, t, **self.options)
 
     def frozen_step(self, x: np.ndarray, t: float, stop: float) -> np.ndarray:
         """From t to stop with the posterior held as it is at t."""
         self.evaluations += self.batch
-        means = self.field.evaluate(x, t, ("source_mean", "target_mean"))
+        means = self.field.evaluate(x, t, ("source_mean", "target_mean"), **self.options)
         end = self.field.schedule(stop)
         return end.alpha * means["source_mean"] + end.beta * means["target_mean"]
 
@@ -252,41 +361,20 @@ class _Run:
 
 
 def _fixed(
-    run: _Run, x: np.ndarray, times: np.ndarray, only_limit: bool, keep_path: bool, tableau: Tableau
+    run: _Run, x: np.ndarray, times: np.ndarray, only_limit: bool, keep_path: bool, method: GridMethod
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Walk the grid with an explicit Runge-Kutta method; the last step is frozen if its end is only a limit."""
+    """Walk the grid with a method of `STEPS`; the last step is another one if its end is only a limit."""
     path = np.empty((len(times), *x.shape), dtype=x.dtype) if keep_path else None
     if path is not None:
         path[0] = x
     grid = times.tolist()
     for index, (t, stop) in enumerate(itertools.pairwise(grid), start=1):
-        if only_limit and index == len(grid) - 1:
-            x = run.frozen_step(x, t, stop)
-        else:
-            x = _runge_kutta_step(run.velocity, x, t, stop, tableau)
+        step = method.into_limit if only_limit and index == len(grid) - 1 else method.step
+        x = step(run, x, t, stop)
         if path is not None:
             path[index] = x
         run.done(x, stop)
     return x, path
-
-
-def _runge_kutta_step(
-    velocity: Callable[[np.ndarray, float], np.ndarray], x: np.ndarray, t: float, stop: float, tableau: Tableau
-) -> np.ndarray:
-    step = stop - t
-    slopes: list[np.ndarray] = []
-
-    def moved(factors: tuple[float, ...]) -> np.ndarray:
-        result = x
-        for factor, slope in zip(factors, slopes, strict=True):
-            if factor:
-                result = result + (step * factor) * slope
-        return result
-
-    for node, factors in zip(tableau.nodes, tableau.stages, strict=True):
-        at = stop if node == 1.0 else t + node * step  # the end itself, not the end to rounding
-        slopes.append(velocity(moved(factors), at))
-    return moved(tableau.weights)
 
 
 def _adaptive(
@@ -352,7 +440,7 @@ def _progress(wanted: bool, times: np.ndarray, method: str) -> Iterator[Callable
         return
     tqdm = require("tqdm", extra="progress").tqdm
     first, span = float(times[0]), abs(float(times[-1] - times[0]))
-    if method in TABLEAUX:
+    if method in STEPS:
         with tqdm(total=len(times) - 1, desc=method, unit="step") as bar:
             yield lambda t: bar.update(1)
     else:  # the number of steps is not known beforehand
@@ -372,25 +460,27 @@ def _check_method(method: Any) -> None:
 
 
 def _tolerance(name: str, value: Any) -> float:
-    number = _arrays.real_number(name, value)
-    if number <= 0.0:
-        raise ValueError(f"{name} is {number}; accepted is a finite number above zero")
-    return number
+    return _arrays.real_number(name, value, positive=True)
 
 
-def _generator(seed: Any) -> np.random.Generator:
+def generator(name: str, seed: Any) -> np.random.Generator:
+    """Random numbers from what a caller passed as the argument `name`."""
     if seed is None or isinstance(seed, np.random.Generator):
         return np.random.default_rng(seed)
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
-        raise TypeError(f"seed is {seed!r}; accepted is a whole number of at least 0, a numpy.random.Generator or None")
+        accepted = "a whole number of at least 0, a numpy.random.Generator or None"
+        raise TypeError(f"{name} is {_arrays.shown(seed)}; accepted is {accepted}")
     if seed < 0:
-        raise ValueError(f"seed is {seed}; accepted is a whole number of at least 0")
+        raise ValueError(f"{name} is {_arrays.shown(seed)}; accepted is a whole number of at least 0")
     return np.random.default_rng(int(seed))
 
 
 def _draw_count(num: int | np.integer) -> int:
-    if num < 0:
-        raise ValueError(f"num_or_x0 is {num}; accepted is how many points to draw, at least 0, or starting points")
+    if not 0 <= num <= _arrays.LARGEST_COUNT:
+        raise ValueError(
+            f"num_or_x0 is {_arrays.shown(num)}; accepted is how many points to draw, at least 0 and at most "
+            f"{_arrays.LARGEST_COUNT:g}, or starting points"
+        )
     return int(num)
 
 
@@ -415,16 +505,17 @@ def _ends(t_span: Any) -> tuple[float, float]:
     return first, last
 
 
-def _only_limit(field: VelocityField, times: np.ndarray) -> np.ndarray:
-    """Which times the flow reaches only as a limit: no variance is left there, or the velocity is unbounded."""
+def _only_limit(field: VelocityField, times: np.ndarray, method: str) -> np.ndarray:
+    """Which times a method reaches only as a limit: no variance is left there, or the velocity is unbounded."""
     model = field._model
-    path = path_at(field.schedule, times, model.source_variance, model.target_variance)
-    unbounded = ~np.isfinite(path.d_alpha) if model.source_mean is not None else False
+    path = path_at(field.schedule, times, model.source_variance, model.target)
+    moves_by_velocity = method != "path_switching"
+    unbounded = ~np.isfinite(path.d_alpha) if moves_by_velocity and model.source_mean is not None else False
     return path.singular | unbounded
 
 
 def _no_start(field: VelocityField, t: float) -> str:
-    if field._model.target_variance == 0.0:
+    if field._model.target == 0.0:
         why, cure = "the distribution has no width, so no flow out of it is defined", "or a field with variance > 0"
     else:
         why, cure = "the velocity is unbounded", "or a field with source_mean 0"

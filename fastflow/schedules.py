@@ -35,6 +35,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ._arrays import shown
+
 __all__ = [
     "VE",
     "VP",
@@ -155,7 +157,7 @@ class Schedule:
             TypeError: ``t`` is neither a real number nor an array of real numbers.
         """
         if type(t) is float:  # first and alone: this line is on the path of the smallest calls
-            return _new_tuple(Coefficients, self._formula(t, 1.0 - t, _SCALAR))
+            return _new_tuple(Coefficients, self._five(self._formula(t, 1.0 - t, _SCALAR)))
         if isinstance(t, Real):
             return self(float(t))
         times = np.asarray(t)
@@ -166,9 +168,24 @@ class Schedule:
         times = times.astype(np.float64, copy=False)
         out = np.empty((len(Coefficients._fields), *times.shape))
         with np.errstate(divide="ignore"):  # an infinite d_alpha is meant
-            for i, value in enumerate(self._formula(times, 1.0 - times, _ARRAY)):
-                out[i, ...] = value  # fills in constants, and never hands out an alias of t
+            for i, value in enumerate(self._five(self._formula(times, 1.0 - times, _ARRAY))):
+                try:
+                    out[i, ...] = value  # fills in constants, and never hands out an alias of t
+                except (TypeError, ValueError) as error:
+                    name = Coefficients._fields[i]
+                    raise TypeError(
+                        f"schedule {type(self).__name__} gives a {name} that is no real number for each time: {error}"
+                    ) from None
         return Coefficients(*(out[i, ...] for i in range(len(out))))
+
+    def _five(self, values: Any) -> tuple[Any, ...]:
+        """What `_formula` returned, if it has the right length."""
+        if type(values) is tuple and len(values) == 5:
+            return values
+        found = f"{len(values)} values" if isinstance(values, tuple) else f"a {type(values).__name__}"
+        raise TypeError(
+            f"schedule {type(self).__name__} gives {found}; accepted is a tuple of {', '.join(Coefficients._fields)}"
+        )
 
     def _formula(self, t: Any, s: Any, m: _Functions) -> tuple[Any, ...]:
         """The five coefficients at ``t``, given ``s = 1 - t`` and elementary functions ``m``.
@@ -186,9 +203,12 @@ def _real(owner: str, argument: str, value: object, low: float, high: float, acc
     """``value`` as a float in [low, high], or an error that names the argument."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
         raise TypeError(f"{owner}: {argument} must be {accepted}, not {value!r} of type {type(value).__name__}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number of more than 308 digits
+        number = math.inf
     if not low <= number <= high:  # also refuses NaN
-        raise ValueError(f"{owner}: {argument} must be {accepted}, not {value!r}")
+        raise ValueError(f"{owner}: {argument} must be {accepted}, not {shown(value)}")
     return number
 
 
@@ -396,9 +416,11 @@ class OptimalTransport(Schedule):
 # single precision. A power of two makes the division exact.
 _STEP = 2.0**-100
 
-# A complex-step slope above this, at a point where the function itself is 0, comes from a branch
-# point such as that of sqrt(1 - t**2) at t = 1 (slope 1/sqrt(h), about 1e15): it is infinite.
+# A complex-step slope above this, at a point where the function itself is 0, may come from a branch
+# point such as that of sqrt(1 - t**2) at t = 1 (slope 1/sqrt(h), about 1e15): it is infinite if it
+# falls with a longer step.
 _STEEP = 1e6
+_LONG_STEP = 2.0**-60
 
 # Where complex-step derivatives are compared with difference quotients: no round numbers, since
 # pieces of a piecewise schedule meet at those.
@@ -503,7 +525,7 @@ class Custom(Schedule):
         if getattr(self, "d_" + label) is not None:
             return value, self._call("d_" + label, t)
         slope = self._complex_step(label, t)
-        if value == 0.0 and abs(slope) > _STEEP:
+        if value == 0.0 and abs(slope) > _STEEP and abs(self._complex_step(label, t, _LONG_STEP)) < 0.5 * abs(slope):
             slope = math.copysign(math.inf, slope)
         return value, slope
 
@@ -514,8 +536,8 @@ class Custom(Schedule):
             return value
         return float(self._one_number(label, t, value, "fiu"))
 
-    def _complex_step(self, label: str, t: float) -> float:
-        z = complex(t, _STEP)
+    def _complex_step(self, label: str, t: float, step: float = _STEP) -> float:
+        z = complex(t, step)
         try:
             value = getattr(self, label)(z)
         except TypeError as error:
@@ -524,7 +546,7 @@ class Custom(Schedule):
                 f"taken by calling {label} with complex numbers; make it accept them (NumPy "
                 f"functions do, those of math do not), or give d_{label}"
             ) from error
-        return complex(self._one_number(label, z, value, "fiuc")).imag / _STEP
+        return complex(self._one_number(label, z, value, "fiuc")).imag / step
 
     def _check_complex_step(self, label: str) -> None:
         """Refuse a function through which the imaginary part does not pass."""

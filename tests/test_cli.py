@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import subprocess
 import sys
@@ -132,6 +134,20 @@ def test_info(run):
         assert all(isa in out for isa in info.isas)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("BACKEND", "fortran"), ("ISA", "avx9000"), ("NUM_THREADS", "99999999999"), ("NUM_THREADS", "many")],
+)
+def test_info_of_an_override_that_cannot_be_honoured(run, monkeypatch, capfd, name, value):
+    """This is where to look for the reason: it is printed, and the status is 0."""
+    monkeypatch.setenv(f"FASTFLOW_{name}", value)
+    status, out, err = run("info")
+    assert (status, err) == (0, "")
+    assert f"FASTFLOW_{name}" in out and value in out
+    ff.show_versions()
+    assert f"FASTFLOW_{name}" in capfd.readouterr().out
+
+
 def test_version_and_help(run):
     assert run("--version")[:2] == (0, f"fastflow {ff.__version__}\n")
     status, out, _ = run("sample", "--help")
@@ -163,7 +179,56 @@ def test_import_is_quick_and_main_runs_as_a_module(tmp_path):
     assert (done.returncode, done.stdout) == (0, f"fastflow {ff.__version__}\n")
 
 
+def test_when_samples_settle_or_never_do(run):
+    words = "from when on fewer than two points share the weight"
+    _, out, _ = sample(run, "--data", "moons", "--num", 20, "--method", "dopri5")
+    assert "20 of 20 samples coincide with a data point" in out and f"settled       │ median t = 0.99, {words}" in out
+    _, out, _ = sample(run, "--data", "moons", "--num", 20, "--variance", 1)
+    assert "settled       │ none: to the end, t = 1, two or more points share the weight" in out
+    assert "median t" not in out and "0 of 20 samples coincide" in out
+    # The command of README.md, whose words say how many arrive
+    _, out, _ = sample(run, "--data", "moons", "--num", 300, "--steps", 100)
+    assert "111 of 300 samples coincide with a data point" in out and f"of 300 samples, median t = 0.99, {words}" in out
+    assert "largest 0.03" in out
+
+
+def test_one_of_a_thing(run, tmp_path):
+    np.save(tmp_path / "one.npy", np.zeros((1, 1)))
+    _, out, _ = sample(run, "--data", "one.npy", "--num", 1, "--steps", 1)
+    for words in ("1 point of 1 value", "1 sample, euler, 1 step, ", "1 velocity, ", "1 of 1 sample coincides with"):
+        assert words in out
+    _, out, _ = sample(run, "--data", "one.npy", "--num", 2, "--steps", 2)
+    for words in ("2 samples, euler, 2 steps, ", "4 velocities, ", "2 of 2 samples coincide with"):
+        assert words in out
+
+
 # Bad input ----------------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_written_is_refused_before_the_work(run, tmp_path, monkeypatch):
+    def no_work(*arguments):
+        raise AssertionError("the work began")
+
+    monkeypatch.setattr(cli, "_sample", no_work)
+    (tmp_path / "there.png").write_bytes(b"kept")
+
+    def open_others(path, mode, refused):
+        if path.name == refused:
+            raise PermissionError(13, "Permission denied")
+        return contextlib.nullcontext(path.touch())
+
+    for option, name in (("--out", "new.png"), ("--out", "there.png"), ("--save", "new.npz")):
+        monkeypatch.setattr(cli, "open", functools.partial(open_others, refused=name), raising=False)
+        status, out, err = sample(run, option, name)
+        assert (status, out) == (2, "")
+        assert err == f"fastflow: {option} {name}: this cannot be written (Permission denied)\n"
+    monkeypatch.delattr(cli, "open")
+    with pytest.raises(AssertionError, match="the work began"):
+        cli.main(["sample", "--out", "there.png"])
+    with pytest.raises(AssertionError, match="the work began"):
+        cli.main(["sample", "--out", "new.png"])
+    assert [path.name for path in tmp_path.iterdir()] == ["there.png"]  # what is tried leaves nothing behind
+    assert (tmp_path / "there.png").read_bytes() == b"kept"
 
 
 @pytest.fixture

@@ -10,8 +10,11 @@ relative to the sum of the three terms' sizes, leaves room for the factors in fr
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
+from test_models import MODELS
 
 import fastflow as ff
 
@@ -65,14 +68,53 @@ def test_continuity(variant, schedule, smooth, d):
         source_variance=1.7,
         schedule=schedule,
     )
-    for t in (0.1, 0.45, 0.8):
-        c = schedule(t)
-        x = c.alpha * 1.3 * rng.standard_normal((6, d)) + c.beta * data[:6]
+    check(field, data, rng, (0.1, 0.45, 0.8))
+
+
+def check(field, data, rng, times):
+    """The equation holds at some queries and times."""
+    for t in times:
+        c = field.schedule(t)
+        x = c.alpha * 1.3 * rng.standard_normal((6, data.shape[1])) + c.beta * data[:6]
         rate, divergence, velocity, score, gradient = terms(field, x, t)
         transport = (velocity * score).sum(axis=1)
         size = np.abs(rate) + np.abs(divergence) + np.abs(velocity * score).sum(axis=1)
         worst = np.max(np.abs(rate + divergence + transport) / size)
         assert worst <= TOLERANCE, (t, worst)
+        # With the package's own divergence, which is no difference, too
+        worst = np.max(np.abs(rate + field.divergence(x, t) + transport) / size)
+        assert worst <= TOLERANCE, (t, worst)
         # With the score taken for grad log p above, it has to be that.
         gap = np.abs(score - gradient).max() / (1 + np.abs(score).max())
         assert gap <= TOLERANCE, (t, gap)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+@pytest.mark.parametrize("model", MODELS)
+def test_continuity_of_models(variant, model, schedule):
+    """Variances and covariances of each point, and of the source. The narrow ones are left out: as wide as a step."""
+    rng = np.random.default_rng(3)
+    n, d = 7, 2 + (MODELS[model](rng, 1, 2).get("covariance") is None)
+    data, options = rng.standard_normal((n, d)), MODELS[model](rng, n, d)
+    if model.startswith("wide"):
+        options["variance"] = np.where(options["variance"] > 0.0, np.maximum(options["variance"], 1e-2), 0.0)
+    if model == "each_diagonal":
+        options["covariance"] = np.where(options["covariance"] > 0.0, np.maximum(options["covariance"], 1e-2), 0.0)
+    options |= {"weights": rng.exponential(size=n), "source_mean": rng.standard_normal(d), "schedule": schedule}
+    check(variant.field(data, **options), data, rng, (0.1, 0.45, 0.7))
+
+
+@pytest.mark.parametrize("which", [{"label": 1}, {"subset": [0, 2, 3, 6]}, {"exclude": 4}], ids=str)
+def test_continuity_of_parts(variant, which):
+    """What is left of the data is a distribution of its own."""
+    rng = np.random.default_rng(8)
+    data = rng.standard_normal((7, 2))
+    field = variant.field(data, variance=rng.uniform(0.05, 1.0, 7), labels=np.arange(7) % 2, schedule="cosine")
+
+    class Part:
+        schedule = field.schedule
+
+        def __getattr__(self, name):
+            return partial(getattr(field, name), **which)
+
+    check(Part(), data, rng, (0.1, 0.45, 0.8))

@@ -33,9 +33,7 @@ def distance_to(data, x):
 def affine_solution(field, point, x0, start, stop):
     """Where the flow of a field with the single data point `point` carries x0."""
     mean = 0.0 if field._model.source_mean is None else field._model.source_mean
-    a, b = (
-        path_at(field.schedule, t, field._model.source_variance, field._model.target_variance) for t in (start, stop)
-    )
+    a, b = (path_at(field.schedule, t, field._model.source_variance, field._model.target) for t in (start, stop))
     scale = math.sqrt(b.variance / a.variance)
     return b.alpha * mean + b.beta * point + scale * (x0 - a.alpha * mean - a.beta * point)
 
@@ -294,11 +292,11 @@ def test_one_event_is_a_batch_of_one():
 def test_the_path_starts_at_the_start_and_ends_at_the_end(method):
     field = ff.VelocityField(cloud())
     x0 = cloud(4, 3, seed=5)
-    times, path = field.sample(x0, steps=8, method=method, t_span=(0.1, 0.9), return_path=True)
+    times, path = field.sample(x0, steps=8, method=method, t_span=(0.1, 0.9), seed=0, return_path=True)
     np.testing.assert_allclose(times, np.linspace(0.1, 0.9, 9), rtol=0, atol=1e-15)
     assert (times[0], times[-1]) == (0.1, 0.9)
     np.testing.assert_array_equal(path[0], x0)
-    final = field.sample(x0, steps=8, method=method, t_span=(0.1, 0.9))
+    final = field.sample(x0, steps=8, method=method, t_span=(0.1, 0.9), seed=0)
     np.testing.assert_allclose(path[-1], final, rtol=1e-13, atol=1e-13)
 
 
@@ -359,7 +357,8 @@ def test_the_callback_cannot_disturb(method):
         return True
 
     np.testing.assert_array_equal(
-        field.sample(x0, steps=6, method=method, callback=meddle), field.sample(x0, steps=6, method=method)
+        field.sample(x0, steps=6, method=method, seed=0, callback=meddle),
+        field.sample(x0, steps=6, method=method, seed=0),
     )
 
     class Enough(Exception):
@@ -379,7 +378,8 @@ def test_evaluations_are_counted(method):
     if method == "dopri5":
         assert result.evaluations > 4 * 12 and result.evaluations % 4 == 0
     else:
-        assert result.evaluations == 4 * 6 * len(samplers.TABLEAUX[method].nodes)
+        stages = len(samplers.TABLEAUX[method].nodes) if method in FIXED else 1
+        assert result.evaluations == 4 * 6 * stages
 
 
 @pytest.mark.parametrize("method", samplers.METHODS)

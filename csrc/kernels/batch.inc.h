@@ -6,21 +6,21 @@
 #ifndef FF_BATCH
 #define FF_BATCH
 enum {
-    BATCH_ROWS = 6,    /* points, or dimensions, of a microkernel: 6 x 2 vectors of sums leave 4 of 16 registers */
     BATCH_SLICE = 96,  /* dimensions of a slice of the tile: short sums round less, and 6 lines fill no cache set */
-    BATCH_CHUNK = 252, /* points of a tile, a multiple of BATCH_ROWS */
+    BATCH_CHUNK = 252, /* points of a tile at most, a multiple of FF_ROWS */
     BATCH_PANELS = 6   /* panels of queries in a block */
 };
 
+/* Chunks of one length, so that the threads that share them finish together. */
 static int64_t batch_chunk(const ff_points *points) {
-    (void)points;
-    return BATCH_CHUNK;
+    const int64_t even = ff_ceil_div(points->count, ff_ceil_div(points->count, BATCH_CHUNK));
+    return ff_ceil_div(even, FF_ROWS) * FF_ROWS;
 }
 static int64_t batch_slices(int64_t size) { return ff_ceil_div(size, BATCH_SLICE); }
 /* Dimensions of slice `slice`, filled up with zeros to a multiple of the microkernel's rows. */
 static int64_t batch_width(int64_t size, int64_t slice) {
     const int64_t width = ff_min(BATCH_SLICE, size - slice * BATCH_SLICE);
-    return ff_ceil_div(width, BATCH_ROWS) * BATCH_ROWS;
+    return ff_ceil_div(width, FF_ROWS) * FF_ROWS;
 }
 static int64_t batch_padded(int64_t size) { return batch_slices(size) * BATCH_SLICE; }
 
@@ -30,16 +30,27 @@ typedef struct {
     int64_t index[BATCH_CHUNK];
     double weight[BATCH_CHUNK];
 } batch_kept;
+
+/* The sum of w gamma over the list. */
+static double batch_gain(const ff_points *points, const coefficients *c, const batch_kept *kept) {
+    double gain = 0.0;
+    for (int64_t i = 0; i < kept->count; i++) gain += kept->weight[i] * own_gain(points, c, kept->index[i]);
+    return gain;
+}
 #endif
 
-enum { NAME_ST(LANES) = 2 * FF_LANES_T };
-#define LANES NAME_ST(LANES)
+#define LANES NAME_T(LANES)
 #define BLOCK (BATCH_PANELS * LANES)
 
 /* Scratch of a worker. The tile is laid out [slice][point][BATCH_SLICE], the logits [panel][point][lane], the sums
-   [panel][k][lane] with k up to the padded size. */
+   [panel][k][lane] with k up to the padded size, and those of p gamma mu' after those of p mu'. */
 typedef struct {
     FF_TT *tile, *square, *log_mass, *logit, *sum;
+    /* Where points have variances of their own: logits of a panel in float64, [point][lane]; p gamma, as the logits; and
+       its total of each query of the block. Where all queries share one time, 1/D_j, gamma_j and log_mass with
+       -(size/2) log D_j in it. */
+    double *wide, *gain_total, *inverse, *gain, *own_mass;
+    FF_TT *gained;
     double *e, *row;
     batch_kept *kept;
     partial partials[BLOCK];
@@ -56,7 +67,14 @@ static size_t NAME_ST(batch_lay_out)(const ff_points *points, NAME_ST(batch_scra
     PART(square, BATCH_CHUNK);
     PART(log_mass, BATCH_CHUNK);
     PART(logit, BATCH_CHUNK * BLOCK);
-    PART(sum, BLOCK * padded);
+    const size_t pointwise = points->data.variance != NULL;
+    PART(sum, BLOCK * padded * (1 + pointwise));
+    PART(wide, pointwise * BATCH_CHUNK * LANES);
+    PART(gained, pointwise * BATCH_CHUNK * BLOCK);
+    PART(gain_total, pointwise * BLOCK);
+    PART(inverse, pointwise * BATCH_CHUNK);
+    PART(gain, pointwise * BATCH_CHUNK);
+    PART(own_mass, pointwise * BATCH_CHUNK);
     PART(e, points->size);
     PART(row, points->size);
     PART(kept, BLOCK);
@@ -75,9 +93,9 @@ static FF_TT *NAME_ST(batch_panels)(const ff_job *job) {
     const int64_t padded = ff_ceil_div(job->queries->count, LANES) * LANES;
     return (FF_TT *)((char *)job->packed + ff_aligned((size_t)padded * sizeof(treatment)));
 }
-static size_t NAME_ST(batch_packed_bytes)(const ff_points *points, int64_t queries) {
-    const size_t padded = (size_t)(ff_ceil_div(queries, LANES) * LANES);
-    return ff_aligned(padded * sizeof(treatment)) + padded * (size_t)batch_padded(points->size) * sizeof(FF_TT);
+static size_t NAME_ST(batch_packed_bytes)(const ff_job *job) {
+    const size_t padded = (size_t)(ff_ceil_div(job->queries->count, LANES) * LANES);
+    return ff_aligned(padded * sizeof(treatment)) + padded * (size_t)batch_padded(job->points->size) * sizeof(FF_TT);
 }
 
 static void NAME_ST(batch_pack)(const ff_job *job, int64_t query, int64_t count, void *scratch) {
@@ -91,10 +109,14 @@ static void NAME_ST(batch_pack)(const ff_job *job, int64_t query, int64_t count,
         if (q < query + count) {
             const coefficients c = centred_query(job->points, job->queries, q, s->e);
             records[q] = NAME_ST(settle)(job, &c);
-            const double factor = records[q].sharp ? 1.0 / c.beta : 2.0 * c.precision * c.beta;
+            const double factor = records[q].window == INFINITY ? 0.0
+                                  : job->pointwise              ? 1.0
+                                  : records[q].sharp            ? 1.0 / c.beta
+                                                                : 2.0 * c.precision * c.beta;
             for (int64_t k = 0; k < size; k++) panel[k * LANES + lane] = (FF_TT)(factor * s->e[k]);
         } else { /* idle lanes of the last panel: zero queries of a treatment that costs nothing */
-            records[q] = (treatment){.scale = 1.0, .suspect = 1.0, .heavy = INFINITY, .sharp = records[q - 1].sharp};
+            records[q] = (treatment){.exact = records[q - 1].exact, .scale = 1.0, .suspect = 1.0, .heavy = INFINITY,
+                                     .sharp = records[q - 1].sharp};
             for (int64_t k = 0; k < size; k++) panel[k * LANES + lane] = 0;
         }
         for (int64_t k = size; k < padded; k++) panel[k * LANES + lane] = 0;
@@ -106,47 +128,30 @@ static void NAME_ST(batch_begin)(const ff_job *job, int64_t start, int64_t stop,
     const ff_points *points = job->points;
     NAME_ST(batch_lay_out)(points, s, scratch);
     const int64_t size = points->size, count = stop - start;
-    const int64_t rows = ff_ceil_div(count, BATCH_ROWS) * BATCH_ROWS;
+    const int64_t rows = ff_ceil_div(count, FF_ROWS) * FF_ROWS;
     for (int64_t slice = 0; slice < batch_slices(size); slice++) {
         const int64_t from = slice * BATCH_SLICE, filled = ff_min(BATCH_SLICE, size - from);
         FF_TT *tile = s->tile + slice * BATCH_CHUNK * BATCH_SLICE;
-        const double *centre = points->centre + from;
+        const FF_TT *centre = FF_CENTRE_T(points) + from;
         for (int64_t j = 0; j < count; j++) {
             const FF_STORED *row = NAME_S(row)(points, start + j) + from;
             FF_TT *to = tile + j * BATCH_SLICE;
-            for (int64_t k = 0; k < filled; k++) to[k] = (FF_TT)row[k] - (FF_TT)centre[k];
+            for (int64_t k = 0; k < filled; k++) to[k] = (FF_TT)row[k] - centre[k];
             for (int64_t k = filled; k < BATCH_SLICE; k++) to[k] = 0;
         }
         memset(tile + count * BATCH_SLICE, 0, (size_t)((rows - count) * BATCH_SLICE) * sizeof *tile);
     }
     for (int64_t j = 0; j < count; j++) {
         s->square[j] = (FF_TT)points->square[start + j];
-        s->log_mass[j] = (FF_TT)fmax(log_mass(points, start + j), FF_DEAD);
+        s->log_mass[j] = (FF_TT)fmax(log_mass(points, start + j), FF_DEAD_T);
     }
-}
-
-/* out[i][lane] = sum over steps of y[i row_stride + step step_stride] q[step][lane], or that added to out. */
-static inline __attribute__((always_inline)) void NAME_ST(batch_multiply)(const FF_TT *y, int64_t row_stride,
-                                                                          int64_t step_stride, const FF_TT *q,
-                                                                          int64_t steps, FF_TT *out, int add) {
-    enum { L = LANES / 2 };
-    TV sum[BATCH_ROWS][2];
-    FF_UNROLL
-    for (int i = 0; i < BATCH_ROWS; i++) sum[i][0] = sum[i][1] = T(set1)(0);
-    for (int64_t step = 0; step < steps; step++) {
-        const TV q0 = T(load)(q + step * LANES), q1 = T(load)(q + step * LANES + L);
-        FF_UNROLL
-        for (int i = 0; i < BATCH_ROWS; i++) {
-            const TV yi = T(set1)(y[i * row_stride + step * step_stride]);
-            sum[i][0] = T(fma)(yi, q0, sum[i][0]);
-            sum[i][1] = T(fma)(yi, q1, sum[i][1]);
-        }
-    }
-    FF_UNROLL
-    for (int i = 0; i < BATCH_ROWS; i++) {
-        FF_TT *to = out + i * LANES;
-        T(store)(to, add ? T(add)(T(load)(to), sum[i][0]) : sum[i][0]);
-        T(store)(to + L, add ? T(add)(T(load)(to + L), sum[i][1]) : sum[i][1]);
+    if (!job->pointwise || job->queries->stride != 0) return;
+    const coefficients c = query_numbers(job->queries, 0);
+    for (int64_t j = 0; j < count; j++) {
+        const double variance = own_variance(points, &c, start + j);
+        s->inverse[j] = 1.0 / variance;
+        s->gain[j] = own_gain(points, &c, start + j);
+        s->own_mass[j] = log_mass(points, start + j) - 0.5 * (double)size * log(variance);
     }
 }
 
@@ -161,41 +166,40 @@ static void NAME_ST(batch_dots)(const ff_job *job, NAME_ST(batch_scratch) * s, i
             const FF_TT *q =
                 NAME_ST(batch_panels)(job) + ((first_panel + panel) * padded + slice * BATCH_SLICE) * LANES;
             FF_TT *logit = s->logit + panel * BATCH_CHUNK * LANES;
-            for (int64_t j = 0; j < points; j += BATCH_ROWS)
-                NAME_ST(batch_multiply)(tile + j * BATCH_SLICE, BATCH_SLICE, 1, q, width, logit + j * LANES, slice > 0);
+            for (int64_t j = 0; j < points; j += FF_ROWS)
+                NAME_T(multiply)(tile + j * BATCH_SLICE, BATCH_SLICE, 1, q, width, logit + j * LANES, slice > 0);
         }
     }
 }
 
-/* Sums p mu' of the tile for the panels of a block: sum[panel][k][lane]. */
-static void NAME_ST(batch_sums)(const ff_job *job, NAME_ST(batch_scratch) * s, int64_t points, int64_t panels) {
+/* Sums of weights times mu' of the tile, for the panels of a block: sum[panel][k][lane]. */
+static void NAME_ST(batch_sums)(const ff_job *job, NAME_ST(batch_scratch) * s, int64_t points, int64_t panels,
+                                const FF_TT *weights, FF_TT *sums) {
     const int64_t size = job->points->size, padded = batch_padded(size);
     for (int64_t slice = 0; slice < batch_slices(size); slice++) {
         const FF_TT *tile = s->tile + slice * BATCH_CHUNK * BATCH_SLICE;
         for (int64_t panel = 0; panel < panels; panel++) {
             if (!s->computed[panel]) continue;
-            const FF_TT *p = s->logit + panel * BATCH_CHUNK * LANES;
-            FF_TT *sum = s->sum + (panel * padded + slice * BATCH_SLICE) * LANES;
-            for (int64_t k = 0; k < batch_width(size, slice); k += BATCH_ROWS)
-                NAME_ST(batch_multiply)(tile + k, 1, BATCH_SLICE, p, points, sum + k * LANES, 0);
+            const FF_TT *p = weights + panel * BATCH_CHUNK * LANES;
+            FF_TT *sum = sums + (panel * padded + slice * BATCH_SLICE) * LANES;
+            for (int64_t k = 0; k < batch_width(size, slice); k += FF_ROWS)
+                NAME_T(multiply)(tile + k, 1, BATCH_SLICE, p, points, sum + k * LANES, 0);
         }
     }
 }
+static FF_TT *NAME_ST(batch_gained_sums)(const ff_job *job, const NAME_ST(batch_scratch) * s) {
+    return s->sum + BLOCK * batch_padded(job->points->size);
+}
 
-/* Keep what a query may put weight on: screen its column of the panel (all points where logit is NULL), then compute
-   exactly. */
+/* Compute exactly what a query may put weight on, the points listed. */
 static partial NAME_ST(batch_keep)(const ff_job *job, NAME_ST(batch_scratch) * s, const treatment *b, int64_t query,
-                                   int64_t start, int64_t points, const FF_TT *logit, FF_TT largest, batch_kept *kept) {
-    const double bar = (double)largest - b->window;
-    kept->count = 0;
-    for (int64_t j = 0; j < points; j++)
-        if (!logit || (double)logit[j * LANES] >= bar) kept->index[kept->count++] = start + j;
-    centred_query(job->points, job->queries, query, s->e);
+                                   batch_kept *kept) {
+    query_offset(job->points, job->queries, query, s->e);
     partial p = {-1.7e308, 0.0, 0.0, 0.0, b->exact.base};
     for (int64_t i = 0; i < kept->count; i++) {
         const int64_t j = kept->index[i];
-        kept->weight[i] =
-            log_mass(job->points, j) - b->exact.precision * NAME_S(distance)(job->points, s->e, &b->exact, j);
+        const double distance = NAME_S(distance)(job->points, s->e, &b->exact, j);
+        kept->weight[i] = exact_logit(job->points, &b->exact, j, distance);
         p.largest = fmax(p.largest, kept->weight[i]);
     }
     int64_t count = 0;
@@ -211,25 +215,65 @@ static partial NAME_ST(batch_keep)(const ff_job *job, NAME_ST(batch_scratch) * s
     kept->count = count;
     return p;
 }
-
-/* Compute again, by residuals, the weights of a smooth query whose own rounding would be seen, and its sums. */
-static void NAME_ST(batch_refine)(const ff_job *job, NAME_ST(batch_scratch) * s, const treatment *b, int64_t query,
-                                  int64_t start, int64_t points, FF_TT *weight, double largest, partial *p) {
-    centred_query(job->points, job->queries, query, s->e);
-    p->total = p->first = p->second = 0.0;
+/* Compute again, by residuals, the weights of a panel's smooth queries whose own rounding would be seen. The total takes
+   each weight as the sums of the points take it, rounded to the compute type. */
+static void NAME_ST(batch_refine)(const ff_job *job, NAME_ST(batch_scratch) * s, const treatment *records,
+                                  int64_t query, int64_t start, int64_t points, int64_t lanes, FF_TT *weight,
+                                  const double *largest, partial *partials) {
+    enum { L = LANES / 2 };
+    FF_TT constant[LANES], factor[LANES], bound[LANES];
+    int any = 0;
+    for (int lane = 0; lane < LANES; lane++) {
+        const treatment *b = records + lane;
+        const int may = lane < lanes && !b->sharp && may_be_suspect(job->points, b, job->pointwise ? 0.0 : largest[lane]);
+        constant[lane] = (FF_TT)suspect_terms(b, job->pointwise ? 0.0 : largest[lane]);
+        factor[lane] = (FF_TT)(2.0 * b->square);
+        bound[lane] = may ? (FF_TT)b->suspect : (FF_TT)INFINITY;
+        any |= may;
+    }
+    if (!any) return;
+    const TV c0 = T(load)(constant), c1 = T(load)(constant + L), f0 = T(load)(factor), f1 = T(load)(factor + L);
+    const TV b0 = T(load)(bound), b1 = T(load)(bound + L);
+    double total[LANES] = {0};
+    int count[LANES] = {0};
+    int16_t suspects[LANES][BATCH_CHUNK];
     for (int64_t j = 0; j < points; j++) {
-        double w = (double)weight[j * LANES], below;
-        if (w * (fabs(largest) + 2.0 * b->square * (double)s->square[j]) > b->suspect) {
-            const double distance = NAME_S(distance)(job->points, s->e, &b->exact, start + j);
-            below = log_mass(job->points, start + j) - b->exact.precision * distance - p->largest;
-            w = exp(below);
-            weight[j * LANES] = (FF_TT)w;
-        } else {
-            below = job->want_spread && w > 0.0 ? log(w) : 0.0;
+        const FF_TT *row = weight + j * LANES;
+        const TV n = T(set1)(s->square[j]);
+        uint64_t mask = T(above)(T(mul)(T(load)(row), T(fma)(f0, n, c0)), b0) |
+                        (uint64_t)T(above)(T(mul)(T(load)(row + L), T(fma)(f1, n, c1)), b1) << L;
+        for (; mask; mask &= mask - 1) {
+            const int lane = __builtin_ctzll(mask);
+            suspects[lane][count[lane]++] = (int16_t)j;
         }
-        p->total += w;
-        p->first += w * below;
-        p->second += w * w;
+        for (int lane = 0; lane < LANES; lane++) total[lane] += (double)row[lane];
+    }
+    for (int64_t lane = 0; lane < lanes; lane++) {
+        if (bound[lane] == (FF_TT)INFINITY) continue; /* a query's result does not depend on those beside it */
+        const treatment *b = records + lane;
+        partial *p = partials + lane;
+        p->total = total[lane];
+        if (count[lane] == 0) continue;
+        query_offset(job->points, job->queries, query + lane, s->e);
+        for (int i = 0; i < count[lane]; i++) {
+            const int64_t j = suspects[lane][i];
+            FF_TT *at = weight + j * LANES + lane;
+            const double old = (double)*at;
+            const double distance = NAME_S(distance)(job->points, s->e, &b->exact, start + j);
+            const double below = exact_logit(job->points, &b->exact, start + j, distance) - p->largest;
+            *at = (FF_TT)exp(below);
+            const double new = (double)*at;
+            p->total += new - old;
+            if (job->pointwise) {
+                FF_TT *gained = s->gained + (at - s->logit);
+                s->gain_total[partials - s->partials + lane] -= (double)*gained;
+                *gained = (FF_TT)(new * own_gain(job->points, &b->exact, start + j));
+                s->gain_total[partials - s->partials + lane] += (double)*gained;
+            }
+            if (!job->want_spread) continue;
+            p->first += new * below - old * log(old);
+            p->second += new * new - old * old;
+        }
     }
 }
 
@@ -242,6 +286,7 @@ static void NAME_ST(batch_take_heavy)(const ff_job *job, NAME_ST(batch_scratch) 
         kept->index[kept->count] = start + j;
         kept->weight[kept->count++] = (double)weight[j * LANES];
         weight[j * LANES] = 0;
+        if (job->pointwise) s->gained[weight - s->logit + j * LANES] = 0;
     }
     double others = p->total, own = INFINITY;
     for (int64_t i = 0; i < kept->count; i++) others -= kept->weight[i];
@@ -251,60 +296,136 @@ static void NAME_ST(batch_take_heavy)(const ff_job *job, NAME_ST(batch_scratch) 
     for (int64_t i = 0; i < kept->count; i++)
         own = fmin(own, c.precision * NAME_S(distance)(job->points, s->e, &c, kept->index[i]));
     if (c.is_far || own > 4.0 * others * others * (own + 20.0)) return;
-    *p = NAME_ST(batch_keep)(job, s, b, query, start, points, NULL, 0, kept);
-    for (int64_t j = 0; j < points; j++) weight[j * LANES] = 0;
+    const int64_t without = left_out(job, query, start, start + points);
+    kept->count = 0;
+    for (int64_t j = start; j < start + points; j++)
+        if (j != without) kept->index[kept->count++] = j;
+    *p = NAME_ST(batch_keep)(job, s, b, query, kept);
+    for (int64_t j = 0; j < points; j++) {
+        weight[j * LANES] = 0;
+        if (job->pointwise) s->gained[weight - s->logit + j * LANES] = 0;
+    }
+    if (job->pointwise) s->gain_total[p - s->partials] = batch_gain(job->points, &b->exact, kept);
 }
 
-/* From dot products to weights: one panel of a block. */
-static void NAME_ST(batch_weigh)(const ff_job *job, NAME_ST(batch_scratch) * s, int64_t start, int64_t points,
-                                 int64_t query, int64_t panel, int64_t lanes) {
+/* From dot products to logits, a column of each lane: logit = scale * a + base; and the largest a. */
+static void NAME_ST(batch_logits)(NAME_ST(batch_scratch) * s, const treatment *records, int64_t points, FF_TT *logit,
+                                  double *largest) {
     enum { L = LANES / 2 };
-    const treatment *records = (const treatment *)job->packed + query + panel * LANES;
-    FF_TT *logit = s->logit + panel * BATCH_CHUNK * LANES;
-    FF_TT square[LANES], per_scale[LANES], largest[LANES];
-    int sharp = 0;
+    FF_TT square[LANES], per_scale[LANES], most[LANES];
     for (int lane = 0; lane < LANES; lane++) {
         square[lane] = (FF_TT)records[lane].square;
         per_scale[lane] = (FF_TT)(1.0 / records[lane].scale);
-        sharp += records[lane].sharp;
     }
-    /* The logits of the tile, and the largest of each lane. */
-    {
-        const TV h0 = T(load)(square), h1 = T(load)(square + L);
-        const TV c0 = T(load)(per_scale), c1 = T(load)(per_scale + L);
-        TV m0 = T(set1)((FF_TT)FF_DEAD), m1 = m0;
-        for (int64_t j = 0; j < points; j++) {
-            FF_TT *row = logit + j * LANES;
-            const TV n = T(set1)(s->square[j]), mass = T(set1)(s->log_mass[j]);
-            TV a0 = T(fma)(c0, mass, T(fnma)(h0, n, T(load)(row)));
-            TV a1 = T(fma)(c1, mass, T(fnma)(h1, n, T(load)(row + L)));
-            if (s->log_mass[j] <= (FF_TT)FF_DEAD) a0 = a1 = mass; /* no mass: below everything at any scale */
-            T(store)(row, a0);
-            T(store)(row + L, a1);
-            m0 = T(max)(m0, a0);
-            m1 = T(max)(m1, a1);
-        }
-        T(store)(largest, m0);
-        T(store)(largest + L, m1);
+    const TV h0 = T(load)(square), h1 = T(load)(square + L);
+    const TV c0 = T(load)(per_scale), c1 = T(load)(per_scale + L);
+    TV m0 = T(set1)((FF_TT)FF_DEAD_T), m1 = m0;
+    for (int64_t j = 0; j < points; j++) {
+        FF_TT *row = logit + j * LANES;
+        const TV n = T(set1)(s->square[j]), mass = T(set1)(s->log_mass[j]);
+        TV a0 = T(fma)(c0, mass, T(fnma)(h0, n, T(load)(row)));
+        TV a1 = T(fma)(c1, mass, T(fnma)(h1, n, T(load)(row + L)));
+        if (s->log_mass[j] <= (FF_TT)FF_DEAD_T) a0 = a1 = mass; /* no mass: below everything at any scale */
+        T(store)(row, a0);
+        T(store)(row + L, a1);
+        m0 = T(max)(m0, a0);
+        m1 = T(max)(m1, a1);
     }
-    partial *partials = s->partials + panel * LANES;
-    if (sharp)
-        for (int lane = 0; lane < lanes; lane++)
-            if (records[lane].sharp)
-                partials[lane] =
-                    NAME_ST(batch_keep)(job, s, records + lane, query + panel * LANES + lane, start, points,
-                                        logit + lane, largest[lane], s->kept + panel * LANES + lane);
-    s->computed[panel] = sharp < LANES;
-    if (sharp == LANES) return;
+    T(store)(most, m0);
+    T(store)(most + L, m1);
+    for (int lane = 0; lane < LANES; lane++) largest[lane] = (double)most[lane];
+}
 
-    /* Weights of the smooth lanes. Sums of 32 rows at a time, so that the sum of a chunk rounds like a short one. */
-    double total[LANES] = {0}, first[LANES] = {0}, second[LANES] = {0};
-    const TV m0 = T(load)(largest), m1 = T(load)(largest + L);
+/* The same where points have variances of their own, in float64 from the dot products e.mu' on: the logit, for sharp
+   queries with what it may be too small by; and the largest of it less twice that. */
+static void NAME_ST(batch_own_logits)(const ff_job *job, NAME_ST(batch_scratch) * s, const treatment *records,
+                                      int64_t start, int64_t points, const FF_TT *dots, double *largest) {
+    const ff_points *data = job->points;
+    const int one_time = job->queries->stride == 0;
+    const double size = (double)data->size, widest = data->widest[0];
+    double half_square[LANES], beta[LANES], variance[LANES], slope[LANES], excess[LANES], error[LANES];
+    for (int lane = 0; lane < LANES; lane++) {
+        const treatment *b = records + lane;
+        half_square[lane] = b->exact.is_far ? 0.0 : 0.5 * b->exact.norm * b->exact.norm;
+        beta[lane] = b->exact.beta;
+        variance[lane] = b->exact.variance;
+        slope[lane] = b->exact.slope;
+        excess[lane] = 0.5 * b->exact.excess * b->exact.slope;
+        error[lane] = b->sharp ? b->dot_error : 0.0;
+    }
+    for (int lane = 0; lane < LANES; lane += F64_LANES) {
+        const f64v half = f64_load(half_square + lane), ratio = f64_load(beta + lane), common = f64_load(variance + lane);
+        const f64v rise = f64_load(slope + lane), beyond = f64_load(excess + lane), bound = f64_load(error + lane);
+        const f64v half_ratio = f64_mul(f64_set1(0.5), f64_mul(ratio, ratio)), whole = f64_set1(0.5 * size);
+        f64v most = f64_set1(-1.7e308);
+        for (int64_t j = 0; j < points; j++) {
+            const f64v dot = FF_PASTE3(f64, load, FF_T)(dots + j * LANES + lane);
+            const f64v own = f64_set1(data->data.variance[start + j]);
+            f64v distance = f64_fnma(ratio, dot, f64_fma(half_ratio, f64_set1(data->square[start + j]), half));
+            distance = f64_fma(beyond, f64_sub(f64_set1(widest), own), distance);
+            f64v inverse, mass;
+            if (one_time) {
+                inverse = f64_set1(s->inverse[j]);
+                mass = f64_set1(s->own_mass[j]);
+            } else {
+                const f64v component = f64_fma(rise, own, common);
+                inverse = f64_div(f64_set1(1.0), component);
+                mass = f64_fnma(whole, f64_log(component), f64_set1(log_mass(data, start + j)));
+            }
+            const f64v doubt = f64_mul(bound, inverse);
+            const f64v logit = f64_add(f64_fnma(distance, inverse, mass), doubt);
+            f64_store(s->wide + j * LANES + lane, logit);
+            most = f64_max(most, f64_sub(logit, f64_add(doubt, doubt)));
+        }
+        f64_store(largest + lane, most);
+    }
+}
+
+/* Strike the points that queries leave out off a panel of logits, and off the largest. */
+static void NAME_ST(batch_leave_out)(const ff_job *job, const NAME_ST(batch_scratch) * s, int64_t start, int64_t points,
+                                     int64_t query, int64_t lanes, FF_TT *logit, double *largest) {
+    if (!job->queries->exclude) return;
+    for (int64_t lane = 0; lane < lanes; lane++) {
+        const int64_t without = left_out(job, query + lane, start, start + points);
+        if (without < 0) continue;
+        const int64_t at = (without - start) * LANES + lane;
+        if (job->pointwise) s->wide[at] = FF_LEFT_OUT;
+        else logit[at] = (FF_TT)FF_DEAD_T;
+        largest[lane] = job->pointwise ? FF_LEFT_OUT : FF_DEAD_T;
+        for (int64_t j = lane; j < points * LANES; j += LANES) {
+            const double other = job->pointwise ? s->wide[j] : (double)logit[j];
+            if (other > largest[lane]) largest[lane] = other;
+        }
+    }
+}
+
+/* Weights of the smooth lanes from their logits, in sums of 32 rows at a time, so that the sum of a chunk rounds like a
+   short one. */
+static void NAME_ST(batch_weights)(const ff_job *job, const NAME_ST(batch_scratch) * s, const treatment *records,
+                                   int64_t start, int64_t points, FF_TT *logit, const double *largest, double *total,
+                                   double *first, double *second, double *gain) {
+    enum { L = LANES / 2 };
+    FF_TT most[LANES];
+    for (int lane = 0; lane < LANES; lane++) {
+        most[lane] = (FF_TT)largest[lane];
+        total[lane] = first[lane] = second[lane] = 0.0;
+    }
+    const TV m0 = T(load)(most), m1 = T(load)(most + L);
     for (int64_t from = 0; from < points; from += 32) {
         TV total0 = T(set1)(0), total1 = total0, first0 = total0, first1 = total0, second0 = total0, second1 = total0;
         for (int64_t j = from; j < ff_min(from + 32, points); j++) {
             FF_TT *row = logit + j * LANES;
-            const TV below0 = T(sub)(T(load)(row), m0), below1 = T(sub)(T(load)(row + L), m1);
+            TV below0, below1;
+            if (job->pointwise) { /* the difference in float64, before it is rounded */
+                FF_TT below[LANES];
+                for (int lane = 0; lane < LANES; lane++)
+                    below[lane] = (FF_TT)fmax(s->wide[j * LANES + lane] - largest[lane], -1e4);
+                below0 = T(load)(below);
+                below1 = T(load)(below + L);
+            } else {
+                below0 = T(sub)(T(load)(row), m0);
+                below1 = T(sub)(T(load)(row + L), m1);
+            }
             const TV p0 = T(exp)(below0), p1 = T(exp)(below1);
             T(store)(row, p0);
             T(store)(row + L, p1);
@@ -327,20 +448,80 @@ static void NAME_ST(batch_weigh)(const ff_job *job, NAME_ST(batch_scratch) * s, 
             second[lane] += sums[2][lane];
         }
     }
+    if (!job->pointwise || !job->want_mean) return;
+    double constant[LANES], rise[LANES], variance[LANES], slope[LANES], sums[LANES] = {0};
+    for (int lane = 0; lane < LANES; lane++) {
+        const coefficients *c = &records[lane].exact;
+        constant[lane] = c->gain_constant, rise[lane] = c->gain_slope;
+        variance[lane] = c->variance, slope[lane] = c->slope;
+    }
+    FF_TT *gained = s->gained + (logit - s->logit);
+    for (int64_t j = 0; j < points; j++) {
+        const double own = job->points->data.variance[start + j];
+        const FF_TT *row = logit + j * LANES;
+        FF_TT *to = gained + j * LANES;
+        if (job->queries->stride == 0)
+            for (int lane = 0; lane < LANES; lane++) to[lane] = row[lane] * (FF_TT)s->gain[j];
+        else
+            for (int lane = 0; lane < LANES; lane++)
+                to[lane] = (FF_TT)((double)row[lane] * (constant[lane] + rise[lane] * own) / (variance[lane] + slope[lane] * own));
+        for (int lane = 0; lane < LANES; lane++) sums[lane] += (double)to[lane];
+    }
+    for (int lane = 0; lane < LANES; lane++) gain[lane] = sums[lane];
+}
+
+/* From dot products to weights: one panel of a block. */
+static void NAME_ST(batch_weigh)(const ff_job *job, NAME_ST(batch_scratch) * s, int64_t start, int64_t points,
+                                 int64_t query, int64_t panel, int64_t lanes) {
+    const treatment *records = (const treatment *)job->packed + query + panel * LANES;
+    FF_TT *logit = s->logit + panel * BATCH_CHUNK * LANES;
+    partial *partials = s->partials + panel * LANES;
+    double *gain = job->pointwise ? s->gain_total + panel * LANES : NULL;
+    double largest[LANES], total[LANES], first[LANES], second[LANES];
+    if (job->pointwise) NAME_ST(batch_own_logits)(job, s, records, start, points, logit, largest);
+    else NAME_ST(batch_logits)(s, records, points, logit, largest);
+    NAME_ST(batch_leave_out)(job, s, start, points, query + panel * LANES, lanes, logit, largest);
+
+    int sharp = 0;
+    for (int lane = 0; lane < LANES; lane++) sharp += records[lane].sharp;
+    for (int64_t lane = 0; lane < lanes; lane++) {
+        if (!records[lane].sharp) continue;
+        batch_kept *kept = s->kept + panel * LANES + lane;
+        const int64_t at = query + panel * LANES + lane, without = left_out(job, at, start, start + points);
+        const double bar = largest[lane] - records[lane].window;
+        kept->count = 0;
+        for (int64_t j = 0; j < points; j++) {
+            const double screen = job->pointwise ? s->wide[j * LANES + lane] : (double)logit[j * LANES + lane];
+            if (screen >= bar && start + j != without) kept->index[kept->count++] = start + j;
+        }
+        partials[lane] = NAME_ST(batch_keep)(job, s, records + lane, at, kept);
+        if (gain) gain[lane] = batch_gain(job->points, &records[lane].exact, kept);
+    }
+    s->computed[panel] = sharp < LANES;
+    if (sharp == LANES) return;
+
+    double gains[LANES];
+    NAME_ST(batch_weights)(job, s, records, start, points, logit, largest, total, first, second, gains);
     for (int lane = 0; lane < lanes; lane++) {
         const treatment *b = records + lane;
-        if (b->sharp) {
-            for (int64_t j = 0; j < points; j++) logit[j * LANES + lane] = 0;
-            continue;
-        }
+        if (b->sharp) continue;
         s->kept[panel * LANES + lane].count = 0;
-        partials[lane] = (partial){(double)largest[lane] + b->base, total[lane], first[lane],
-                                     second[lane], b->exact.base};
-        if (may_be_suspect(job->points, b, (double)largest[lane]))
-            NAME_ST(batch_refine)(job, s, b, query + panel * LANES + lane, start, points, logit + lane,
-                                  (double)largest[lane], partials + lane);
-        /* Few weights carry this chunk: at most 8 for each unit of the total. */
-        if (b->heavy < 1.0 && partials[lane].total < 4.0)
+        partials[lane] = (partial){largest[lane] + b->base, total[lane], first[lane], second[lane], b->exact.base};
+        if (gain) gain[lane] = gains[lane];
+    }
+    NAME_ST(batch_refine)(job, s, records, query + panel * LANES, start, points, lanes, logit, largest, partials);
+    const double mass = job->points->data.log_mass ? 0.0 : job->points->equal_log_mass; /* the largest, or above it */
+    for (int lane = 0; lane < lanes; lane++) {
+        const treatment *b = records + lane;
+        const partial *p = partials + lane;
+        if (b->sharp)
+            for (int64_t j = 0; j < points; j++) {
+                logit[j * LANES + lane] = 0;
+                if (gain) s->gained[(panel * BATCH_CHUNK + j) * LANES + lane] = 0;
+            }
+        /* Few weights carry this chunk, at most 8 for each unit of the total; or it has points far closer to the query
+           than is typical, |r|^2 / (2D) = size/2, so that their residuals are differences of far larger points. */
+        else if (b->heavy < 1.0 && (p->total < 4.0 || mass - p->largest - p->base < 0.1 * (double)job->points->size))
             NAME_ST(batch_take_heavy)(job, s, b, query + panel * LANES + lane, start, points, logit + lane,
                                       partials + lane, s->kept + panel * LANES + lane);
     }
@@ -353,7 +534,10 @@ static void NAME_ST(batch_compute)(const ff_job *job, int64_t start, int64_t sto
     NAME_ST(batch_dots)(job, s, stop - start, query / LANES, panels);
     for (int64_t panel = 0; panel < panels; panel++)
         NAME_ST(batch_weigh)(job, s, start, stop - start, query, panel, ff_min(LANES, count - panel * LANES));
-    if (job->want_mean) NAME_ST(batch_sums)(job, s, stop - start, panels);
+    if (!job->want_mean) return;
+    NAME_ST(batch_sums)(job, s, stop - start, panels, s->logit, s->sum);
+    if (job->pointwise)
+        NAME_ST(batch_sums)(job, s, stop - start, panels, s->gained, NAME_ST(batch_gained_sums)(job, s));
 }
 
 /* Add the tile's sums of a panel to the state: to = keep to + add from, lane by lane. */
@@ -391,19 +575,35 @@ static void NAME_ST(batch_merge)(const ff_job *job, int64_t start, int64_t stop,
             if (!records[lane].sharp) smooth_add[lane] = add[lane];
         }
         if (!job->want_mean) continue;
-        double *sum = job->state.sum + at * size;
-        if (s->computed[panel])
-            NAME_ST(batch_merge_panel)(s->sum + panel * padded * LANES, sum, size, keep, smooth_add, is_first);
-        else if (is_first)
-            memset(sum, 0, (size_t)(size * LANES) * sizeof *sum);
+        double *sum = job->state.sum + at * ff_rows(job);
+        const int64_t all = ff_rows(job) * LANES;
+        if (s->computed[panel]) {
+            const int64_t from = panel * padded * LANES;
+            NAME_ST(batch_merge_panel)(s->sum + from, sum, size, keep, smooth_add, is_first);
+            if (job->pointwise)
+                NAME_ST(batch_merge_panel)(NAME_ST(batch_gained_sums)(job, s) + from, sum + size * LANES, size, keep,
+                                           smooth_add, is_first);
+        } else if (is_first) {
+            memset(sum, 0, (size_t)all * sizeof *sum);
+        }
         for (int64_t lane = 0; lane < lanes; lane++) {
             if (!s->computed[panel] && !is_first && keep[lane] != 1.0)
-                for (int64_t k = 0; k < size; k++) sum[k * LANES + lane] *= keep[lane];
+                for (int64_t k = 0; k < 2 * size * LANES && k < all; k += LANES) sum[k + lane] *= keep[lane];
+            if (job->pointwise) {
+                double *gain = sum + 2 * size * LANES + lane;
+                *gain = (is_first ? 0.0 : keep[lane] * *gain) + add[lane] * s->gain_total[panel * LANES + lane];
+            }
             batch_kept *kept = s->kept + panel * LANES + lane;
             if (add[lane] == 0.0 || kept->count == 0) continue;
-            memset(s->row, 0, (size_t)size * sizeof *s->row);
-            NAME_S(accumulate)(points, kept->count, kept->index, kept->weight, s->row);
-            for (int64_t k = 0; k < size; k++) sum[k * LANES + lane] += add[lane] * s->row[k];
+            for (int64_t family = 0; family <= job->pointwise; family++) {
+                if (family)
+                    for (int64_t i = 0; i < kept->count; i++)
+                        kept->weight[i] *= own_gain(points, &records[lane].exact, kept->index[i]);
+                memset(s->row, 0, (size_t)size * sizeof *s->row);
+                NAME_S(accumulate)(points, kept->count, kept->index, kept->weight, s->row);
+                double *to = sum + family * size * LANES + lane;
+                for (int64_t k = 0; k < size; k++) to[k * LANES] += add[lane] * s->row[k];
+            }
         }
     }
 }

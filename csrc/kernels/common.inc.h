@@ -14,6 +14,7 @@
 /* operation_storage_isa and operation_storage_compute_isa */
 #define NAME_S(operation) FF_PASTE3(operation, FF_S, FF_ISA)
 #define FF_ST FF_PASTE(FF_S, FF_PASTE(_, FF_T))
+#define NAME_T(operation) FF_PASTE3(operation, FF_T, FF_ISA)
 #define NAME_ST(operation) FF_PASTE3(operation, FF_ST, FF_ISA)
 
 /* The compute type, its vector type and its operations; the storage type's element */
@@ -21,6 +22,7 @@
 #define TV FF_PASTE(FF_T, v)
 #define T(operation) FF_PASTE(FF_T, FF_PASTE(_, operation))
 #define FF_STORED FF_PASTE(FF_S, _t)
+#define FF_LANES_T FF_PASTE(LANES_OF_, FF_T)
 
 #define FF_UNROLL _Pragma("GCC unroll 16")
 
@@ -30,8 +32,12 @@ enum { LANES_OF_f32 = F32_LANES, LANES_OF_f64 = F64_LANES };
 static inline const float *centre_f32(const ff_points *points) { return points->narrow_centre; }
 static inline const double *centre_f64(const ff_points *points) { return points->centre; }
 
-/* Stands for the logit of a point without mass: below every other, and finite in float32. */
-#define FF_DEAD (-1e37)
+/* Stands for the logit of a point without mass: below every other, and finite in the compute type. */
+#define FF_DEAD_T FF_PASTE(FF_DEAD_, FF_T)
+#define FF_DEAD_f32 (-1e37)
+#define FF_DEAD_f64 (-1e306)
+/* The same in float64: the logit of a point that a query leaves out. */
+#define FF_LEFT_OUT (-1e300)
 
 /* Dimensions handled at a time where several points meet one query: the query's, the centre's and the sum's share of
    them stay in the first-level cache (of 32 KB) while the points stream through. */
@@ -44,15 +50,29 @@ enum { FEW_QUERIES = 4 };
    d_j = sum_k (beta mu'_jk - near_k) (beta mu'_jk - far_k) for e the query's offset from the centre.
    Commonly near = far = e, d_j = |r_j|^2 and base = 0. For a query far outside the data, |r_j|^2 is nearly the same for
    all points and its rounding would show in the weights: there near = 0 and far = 2 e, so that d_j = |r_j|^2 - |e|^2
-   and base = -precision |e|^2. */
+   and base = -precision |e|^2.
+   Where points have variances of their own, D_j = variance + slope own_j, and precision is that of the widest; a logit
+   then has -(size/2) log D_j in it, and for far queries `excess`, |e|^2 over the widest D, makes up for what their
+   common |e|^2 leaves: |e|^2 (1/D_j - 1/D) (see exact_logit). */
 typedef struct {
     double alpha, beta, precision, base, norm;
+    double variance, slope, gain_constant, gain_slope, excess;
     int is_far;
 } coefficients;
 
 static inline double log_mass(const ff_points *points, int64_t j) {
-    return points->log_mass ? points->log_mass[j] : points->equal_log_mass;
+    return points->data.log_mass ? points->data.log_mass[j] : points->equal_log_mass;
 }
+
+/* The point that a query leaves out, if it is one of start..stop-1, else -1. */
+static inline int64_t left_out(const ff_job *job, int64_t query, int64_t start, int64_t stop) {
+    if (!job->queries->exclude) return -1;
+    const int64_t point = job->queries->exclude[query];
+    return point >= start && point < stop ? point : -1;
+}
+
+/* Values of the state of a query. */
+static inline size_t sum_values(const ff_job *job) { return (size_t)ff_rows(job); }
 
 /* a - b c with one rounding of the result, with or without a fused multiply-add in hardware. */
 static inline double minus_product(double a, double b, double c) {
@@ -69,24 +89,65 @@ static inline double minus_product(double a, double b, double c) {
 #endif
 }
 
-/* Offset e = x - alpha m_i - beta centre of a query, so that r_j = e - beta mu'_j, and its numbers. */
-static coefficients centred_query(const ff_points *points, const ff_queries *queries, int64_t query, double *e) {
+/* Offset e = x - alpha m_i - beta centre of a query, so that r_j = e - beta mu'_j. */
+static void query_offset(const ff_points *points, const ff_queries *queries, int64_t query, double *restrict e) {
     const int64_t size = points->size, i = query * queries->stride;
-    coefficients c = {.alpha = queries->alpha[i], .beta = queries->beta[i], .precision = 0.5 / queries->variance[i]};
-    double square = 0.0;
-    for (int64_t k = 0; k < size; k++) {
-        double x = queries->dtype == FF_FLOAT32 ? (double)((const float *)queries->x)[query * size + k]
-                                                : ((const double *)queries->x)[query * size + k];
-        if (points->source_mean) x = minus_product(x, c.alpha, points->source_mean[k]);
-        e[k] = minus_product(x, c.beta, points->centre[k]);
-        square += e[k] * e[k];
+    const double alpha = queries->alpha[i], beta = queries->beta[i];
+    const double *restrict centre = points->centre, *restrict mean = points->data.source_mean;
+    if (queries->dtype == FF_FLOAT32) {
+        const float *restrict x = (const float *)queries->x + query * size;
+        for (int64_t k = 0; k < size; k++) e[k] = (double)x[k];
+    } else {
+        memcpy(e, (const double *)queries->x + query * size, (size_t)size * sizeof *e);
     }
+    if (mean)
+        for (int64_t k = 0; k < size; k++) e[k] = minus_product(e[k], alpha, mean[k]);
+    for (int64_t k = 0; k < size; k++) e[k] = minus_product(e[k], beta, centre[k]);
+}
+
+/* The numbers of a query that do not depend on where it is. */
+static coefficients query_numbers(const ff_queries *queries, int64_t query) {
+    const int64_t i = query * queries->stride;
+    coefficients c = {.alpha = queries->alpha[i], .beta = queries->beta[i], .variance = queries->variance[i]};
+    if (queries->slope) {
+        c.slope = queries->slope[i];
+        c.gain_constant = queries->gain_constant[i];
+        c.gain_slope = queries->gain_slope[i];
+    }
+    return c;
+}
+
+/* Its offset, and all its numbers. */
+static coefficients centred_query(const ff_points *points, const ff_queries *queries, int64_t query, double *e) {
+    const int64_t size = points->size;
+    coefficients c = query_numbers(queries, query);
+    c.precision = 0.5 / (c.variance + c.slope * points->widest[0]);
+    query_offset(points, queries, query, e);
+    double square = 0.0;
+    for (int64_t k = 0; k < size; k++) square += e[k] * e[k];
     c.norm = sqrt(square);
     /* Beyond twice the data's reach every |r| is at least half of |e|, so nothing cancels in |r|^2 - |e|^2; and where
        |r|^2/(2D) is many times the size/2 that is typical, its rounding would show in the weights. */
-    c.is_far = c.norm > 2.0 * c.beta * sqrt(points->largest_square) && c.precision * square > 10.0 * (double)size;
+    c.is_far = c.norm > 2.0 * fabs(c.beta) * sqrt(points->largest_square) && c.precision * square > 10.0 * (double)size;
     c.base = c.is_far ? -c.precision * square : 0.0;
+    c.excess = c.is_far ? 2.0 * c.precision * square : 0.0;
     return c;
+}
+
+/* D_j of a point with a variance of its own, and gamma_j. */
+static inline double own_variance(const ff_points *points, const coefficients *c, int64_t j) {
+    return c->variance + c->slope * points->data.variance[j];
+}
+static inline double own_gain(const ff_points *points, const coefficients *c, int64_t j) {
+    return (c->gain_constant + c->gain_slope * points->data.variance[j]) / own_variance(points, c, j);
+}
+
+/* The logit of a point from its d_j, short of the base. */
+static inline double exact_logit(const ff_points *points, const coefficients *c, int64_t j, double distance) {
+    if (!points->data.variance) return log_mass(points, j) - c->precision * distance;
+    const double variance = own_variance(points, c, j);
+    distance += c->excess * c->slope * (points->widest[0] - points->data.variance[j]);
+    return log_mass(points, j) - 0.5 * (distance / variance + (double)points->size * log(variance));
 }
 
 /* Fill a list of weighted points up to a multiple of four with zero weights; returns its new length. */
@@ -129,14 +190,13 @@ static inline void merge_scalars(const ff_state *state, int64_t query, const par
     state->largest[query] = largest;
 }
 
-/* Merge a partial and its sums of one query, `size` values in a row, into the state of a kernel whose panels hold one
+/* Merge a partial and its sums of one query, values in a row, into the state of a kernel whose panels hold one
    query. */
 static inline void merge_row(const ff_job *job, int is_first, int64_t query, const partial *p, const double *from) {
-    const int64_t size = job->points->size;
-    double keep, add, *to = job->state.sum + query * size;
+    const int64_t rows = ff_rows(job);
+    double keep, add, *to = job->state.sum + query * rows;
     merge_scalars(&job->state, query, p, is_first, &keep, &add);
-    if (!job->want_mean) return;
-    if (is_first) memcpy(to, from, (size_t)size * sizeof(double));
+    if (is_first) memcpy(to, from, (size_t)rows * sizeof(double));
     else
-        for (int64_t k = 0; k < size; k++) to[k] = keep * to[k] + add * from[k];
+        for (int64_t k = 0; k < rows; k++) to[k] = keep * to[k] + add * from[k];
 }

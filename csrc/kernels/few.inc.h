@@ -13,6 +13,7 @@ enum { FEW_STRIP = 128 * 1024 };
 typedef struct {
     treatment how;
     partial part;
+    int64_t without; /* the point that it leaves out, or -1 */
     double *e, *sum;
     void *q, *narrow_sum;
 } few_query;
@@ -21,20 +22,20 @@ typedef struct {
     few_query query[FEW_QUERIES];
     double logit[FEW_CHUNK], weight[FEW_CHUNK];
     int64_t index[FEW_CHUNK];
-    double rows[]; /* 4 of `size` for each query */
+    double rows[]; /* 5 of `size` and one value more for each query */
 } few_scratch;
 
 static int64_t few_chunk(const ff_points *points) {
     (void)points;
     return FEW_CHUNK;
 }
-static size_t few_packed_bytes(const ff_points *points, int64_t queries) {
-    (void)points, (void)queries;
+static size_t few_packed_bytes(const ff_job *job) {
+    (void)job;
     return 0;
 }
 static size_t few_scratch_bytes(const ff_points *points, const ff_job *job) {
     (void)job;
-    return sizeof(few_scratch) + 4 * FEW_QUERIES * (size_t)points->size * sizeof(double);
+    return sizeof(few_scratch) + FEW_QUERIES * (5 * (size_t)points->size + 1) * sizeof(double);
 }
 
 static void few_merge(const ff_job *job, int64_t start, int64_t stop, int64_t query, int64_t count, void *scratch) {
@@ -83,15 +84,21 @@ static void NAME_ST(few_exact_strip)(const ff_job *job, int64_t start, int64_t s
             s->logit[j - start] += NAME_S(distance_part)(points, query->e, &query->how.exact, j, from,
                                                          ff_min(from + FF_SEGMENT, points->size));
     for (int64_t j = start; j < stop; j++) {
-        s->logit[j - start] = log_mass(points, j) - query->how.exact.precision * s->logit[j - start];
+        s->logit[j - start] = exact_logit(points, &query->how.exact, j, s->logit[j - start]);
+        if (j == query->without) s->logit[j - start] = FF_LEFT_OUT;
         largest = fmax(largest, s->logit[j - start]);
     }
     if (largest > query->part.largest) {
         const double keep = few_raise(&query->part, largest);
-        for (int64_t k = 0; k < points->size; k++) query->sum[k] *= keep;
+        for (int64_t k = 0; k < ff_rows(job); k++) query->sum[k] *= keep;
     }
     const int64_t kept = few_weigh(s, start, stop - start, &query->part);
-    if (job->want_mean) NAME_S(accumulate)(points, kept, s->index, s->weight, query->sum);
+    if (!job->want_mean) return;
+    NAME_S(accumulate)(points, kept, s->index, s->weight, query->sum);
+    if (!job->pointwise) return;
+    double *gain = query->sum + 2 * points->size;
+    for (int64_t i = 0; i < kept; i++) *gain += s->weight[i] *= own_gain(points, &query->how.exact, s->index[i]);
+    NAME_S(accumulate)(points, kept, s->index, s->weight, query->sum + points->size);
 }
 
 /* q.mu'(j). One point at a time: a single stream of consecutive lines runs at twice the bandwidth of four. */
@@ -194,6 +201,7 @@ static void NAME_ST(few_smooth_strip)(const ff_job *job, int64_t start, int64_t 
             NAME_ST(few_dots4)(points, query->q, j, ff_min(4, stop - j), s->logit + (j - start));
     for (int64_t j = start; j < stop; j++) {
         s->logit[j - start] += log_mass(points, j) - how->square * points->square[j] + how->base;
+        if (j == query->without) s->logit[j - start] = FF_LEFT_OUT;
         largest = fmax(largest, s->logit[j - start]);
     }
     if (largest > query->part.largest) {
@@ -203,8 +211,8 @@ static void NAME_ST(few_smooth_strip)(const ff_job *job, int64_t start, int64_t 
     if (may_be_suspect(points, how, largest - how->base))
         for (int64_t j = start; j < stop; j++) {
             double *logit = s->logit + (j - start);
-            const double terms = fabs(*logit - how->base) + 2.0 * how->square * points->square[j];
-            if (exp(*logit - largest) * terms > how->suspect)
+            const double terms = suspect_terms(how, *logit - how->base) + 2.0 * how->square * points->square[j];
+            if (exp(*logit - largest) * terms > how->suspect && j != query->without)
                 *logit = log_mass(points, j) - how->exact.precision * NAME_S(distance)(points, query->e, &how->exact, j);
         }
     const int64_t kept = few_weigh(s, start, stop - start, &query->part);
@@ -229,15 +237,16 @@ static void NAME_ST(few_compute)(const ff_job *job, int64_t start, int64_t stop,
     const int64_t size = points->size;
     for (int64_t i = 0; i < count; i++) {
         few_query *q = s->query + i;
-        q->e = s->rows + 4 * i * size;
+        q->e = s->rows + (5 * size + 1) * i;
         q->sum = q->e + size;
-        q->q = q->sum + size;
+        q->q = q->sum + 2 * size + 1;
         q->narrow_sum = (double *)q->q + size;
         const coefficients c = centred_query(points, job->queries, query + i, q->e);
+        q->without = left_out(job, query + i, start, stop);
         q->part = (partial){-1.7e308, 0.0, 0.0, 0.0, c.base};
-        memset(q->sum, 0, (size_t)size * sizeof(double));
+        memset(q->sum, 0, (size_t)(2 * size + 1) * sizeof(double));
         q->how = NAME_ST(settle)(job, &c);
-        q->how.sharp |= sizeof(FF_TT) == 8 || q->how.heavy < INFINITY; /* float64 costs little here */
+        q->how.sharp |= sizeof(FF_TT) == 8 || q->how.heavy < INFINITY || job->pointwise; /* float64 costs little here */
         if (q->how.sharp) continue;
         for (int64_t k = 0; k < size; k++) {
             ((FF_TT *)q->q)[k] = (FF_TT)(2.0 * c.precision * c.beta * q->e[k]);

@@ -5,9 +5,9 @@
 #define FF_LOW_FEW
 typedef struct {
     double column[LOW_SIZE * LOW_CHUNK]; /* mu' of the chunk, [k][point] */
-    double log_mass[LOW_CHUNK];
+    double log_mass[LOW_CHUNK], own[LOW_CHUNK]; /* own variances, where points have them */
     double logit[LOW_CHUNK], weight[LOW_CHUNK];
-    double e[LOW_SIZE], sum[FEW_QUERIES * LOW_SIZE];
+    double e[LOW_SIZE], sum[FEW_QUERIES * (2 * LOW_SIZE + 1)];
     partial partials[FEW_QUERIES];
 } low_few_scratch;
 
@@ -16,9 +16,23 @@ static size_t low_few_scratch_bytes(const ff_points *points, const ff_job *job) 
     return sizeof(low_few_scratch);
 }
 
-/* One query over the chunk, `points` filled up to whole vectors. */
-static partial low_few_query(low_few_scratch *s, const coefficients *c, int64_t points, int64_t size, double *sum) {
+/* sum[k] = sum of the weights times mu'_k */
+static void low_few_sums(const low_few_scratch *s, int64_t points, int64_t size, double *sum) {
+    for (int64_t k = 0; k < size; k++) {
+        f64v total = f64_set1(0.0);
+        for (int64_t j = 0; j < points; j += F64_LANES)
+            total = f64_fma(f64_load(s->weight + j), f64_load(s->column + k * LOW_CHUNK + j), total);
+        sum[k] = f64_sum(total);
+    }
+}
+
+/* One query over the chunk, `points` filled up to whole vectors, without one of them if `without` is not negative. */
+static partial low_few_query(const ff_job *job, low_few_scratch *s, const coefficients *c, int64_t points,
+                             int64_t without, double *sum) {
     enum { L = F64_LANES };
+    const int64_t size = job->points->size;
+    const f64v variance = f64_set1(c->variance), slope = f64_set1(c->slope), beyond = f64_set1(c->excess * c->slope);
+    const f64v widest = f64_set1(job->points->widest[0]), half = f64_set1(0.5), whole = f64_set1(0.5 * (double)size);
     const f64v beta = f64_set1(c->beta), precision = f64_set1(c->precision);
     f64v largest = f64_set1(-1.7e308);
     for (int64_t j = 0; j < points; j += L) {
@@ -28,7 +42,15 @@ static partial low_few_query(low_few_scratch *s, const coefficients *c, int64_t 
             const f64v far = f64_set1(c->is_far ? 2.0 * s->e[k] : s->e[k]);
             distance = f64_fma(f64_fnma(beta, mu, near), f64_fnma(beta, mu, far), distance);
         }
-        const f64v logit = f64_fnma(precision, distance, f64_load(s->log_mass + j));
+        f64v logit = f64_load(s->log_mass + j);
+        if (job->pointwise) { /* exact_logit */
+            const f64v own = f64_load(s->own + j), component = f64_fma(slope, own, variance);
+            distance = f64_fma(beyond, f64_sub(widest, own), distance);
+            logit = f64_fnma(whole, f64_log(component), logit);
+            logit = f64_fnma(half, f64_div(distance, component), logit);
+        } else {
+            logit = f64_fnma(precision, distance, logit);
+        }
         f64_store(s->logit + j, logit);
         largest = f64_max(largest, logit);
     }
@@ -36,6 +58,10 @@ static partial low_few_query(low_few_scratch *s, const coefficients *c, int64_t 
     f64_store(lanes, largest);
     partial p = {lanes[0], 0.0, 0.0, 0.0, c->base};
     for (int l = 1; l < L; l++) p.largest = fmax(p.largest, lanes[l]);
+    if (without >= 0) {
+        s->logit[without] = p.largest = FF_LEFT_OUT;
+        for (int64_t j = 0; j < points; j++) p.largest = fmax(p.largest, s->logit[j]);
+    }
 
     f64v total = f64_set1(0.0), first = total, second = total;
     const f64v reference = f64_set1(p.largest), bound = f64_set1(-1e4); /* bounded, a zero weight times it is zero */
@@ -49,22 +75,30 @@ static partial low_few_query(low_few_scratch *s, const coefficients *c, int64_t 
     p.total = f64_sum(total);
     p.first = f64_sum(first);
     p.second = f64_sum(second);
-    for (int64_t k = 0; k < size; k++) {
-        f64v mean = f64_set1(0.0);
-        for (int64_t j = 0; j < points; j += L)
-            mean = f64_fma(f64_load(s->weight + j), f64_load(s->column + k * LOW_CHUNK + j), mean);
-        sum[k] = f64_sum(mean);
+    if (!job->want_mean) return p;
+    low_few_sums(s, points, size, sum);
+    if (!job->pointwise) return p;
+    const f64v constant = f64_set1(c->gain_constant), rise = f64_set1(c->gain_slope);
+    f64v gain = f64_set1(0.0);
+    for (int64_t j = 0; j < points; j += L) {
+        const f64v own = f64_load(s->own + j), gamma = f64_div(f64_fma(rise, own, constant), f64_fma(slope, own, variance));
+        const f64v weight = f64_mul(f64_load(s->weight + j), gamma);
+        f64_store(s->weight + j, weight);
+        gain = f64_add(gain, weight);
     }
+    low_few_sums(s, points, size, sum + size);
+    sum[2 * size] = f64_sum(gain);
     return p;
 }
 
 static void low_few_compute(const ff_job *job, int64_t start, int64_t stop, int64_t query, int64_t count,
                             void *scratch) {
     low_few_scratch *s = scratch;
-    const int64_t filled = ff_ceil_div(stop - start, F64_LANES) * F64_LANES, size = job->points->size;
+    const int64_t filled = ff_ceil_div(stop - start, F64_LANES) * F64_LANES, rows = ff_rows(job);
     for (int64_t q = 0; q < count; q++) {
         const coefficients c = centred_query(job->points, job->queries, query + q, s->e);
-        s->partials[q] = low_few_query(s, &c, filled, size, s->sum + q * size);
+        const int64_t without = left_out(job, query + q, start, stop);
+        s->partials[q] = low_few_query(job, s, &c, filled, without < 0 ? -1 : without - start, s->sum + q * rows);
     }
 }
 
@@ -73,7 +107,7 @@ static void low_few_merge(const ff_job *job, int64_t start, int64_t stop, int64_
     (void)stop;
     low_few_scratch *s = scratch;
     for (int64_t q = 0; q < count; q++)
-        merge_row(job, start == 0, query + q, s->partials + q, s->sum + q * job->points->size);
+        merge_row(job, start == 0, query + q, s->partials + q, s->sum + q * ff_rows(job));
 }
 #endif
 
@@ -85,6 +119,7 @@ static void NAME_S(low_few_begin)(const ff_job *job, int64_t start, int64_t stop
         const FF_STORED *row = NAME_S(row)(points, filler ? stop - 1 : start + j);
         for (int64_t k = 0; k < points->size; k++)
             s->column[k * LOW_CHUNK + j] = (double)row[k] - points->centre[k];
-        s->log_mass[j] = filler ? -1e300 : log_mass(points, start + j);
+        s->own[j] = job->pointwise ? points->data.variance[filler ? stop - 1 : start + j] : 0.0;
+        s->log_mass[j] = filler ? FF_LEFT_OUT : log_mass(points, start + j);
     }
 }

@@ -9,7 +9,7 @@ static inline f64v NAME_S(offset)(const FF_STORED *row, const double *centre, in
 }
 
 static inline const FF_STORED *NAME_S(row)(const ff_points *points, int64_t j) {
-    return (const FF_STORED *)points->data + j * points->size;
+    return (const FF_STORED *)points->data.data + ff_place(points, j) * points->size;
 }
 
 /* The part of d_j from dimensions from..to-1: relative accuracy of a few roundings, however small it is. */

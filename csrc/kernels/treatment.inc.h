@@ -16,15 +16,21 @@ typedef struct {
     double scale;           /* logit = scale * a + base */
     double base;            /* of smooth queries, to what the exact logits leave out */
     double square;          /* factor h of |mu'|^2 in a */
-    double window;          /* sharp: screen at the largest a less this */
-    double suspect;         /* smooth: recompute where p (|a| + 2 h |mu'|^2) exceeds this */
+    double window;          /* sharp: screen at the largest a less this; infinite where nothing is screened out */
+    double suspect;         /* smooth: recompute where p (suspect_terms + 2 h |mu'|^2) exceeds this */
+    double dot_error;       /* sharp, with own variances: what e.mu' times beta may be off by */
     double heavy;           /* smooth: a weight above this is summed in float64; infinite where none need be */
+    double terms;           /* typical size of the parts that q.mu' is summed from: they may cancel */
     int sharp;
 } treatment;
 
+/* What a of a smooth query rounds by, beside the square of the point: its own size or what the dot product cancels
+   from. */
+static inline double suspect_terms(const treatment *b, double a) { return fabs(a) > b->terms ? fabs(a) : b->terms; }
+
 /* Whether any weight of a smooth query can be suspect, p being at most one. */
 static inline int may_be_suspect(const ff_points *points, const treatment *b, double largest) {
-    return fabs(largest) + 2.0 * b->square * points->largest_square > b->suspect;
+    return suspect_terms(b, largest) + 2.0 * b->square * points->largest_square > b->suspect;
 }
 #endif
 
@@ -33,7 +39,9 @@ static treatment NAME_ST(settle)(const ff_job *job, const coefficients *c) {
     const ff_points *points = job->points;
     const double size = (double)points->size;
     const double u = sizeof(FF_TT) == 4 ? 0x1p-24 : 0x1p-53;
-    const double largest = sqrt(points->largest_square), inverse = 2.0 * c->precision;
+    /* Where points have variances of their own, that of the narrowest, by which roundings weigh most. */
+    const double inverse = job->pointwise ? 1.0 / (c->variance + c->slope * points->narrowest) : 2.0 * c->precision;
+    const double largest = sqrt(points->largest_square);
     treatment b = {.exact = *c};
 
     /* The dot product of `size` terms is off by at most (size + 4) u |q| |mu'|, including the rounding of q and mu'.
@@ -41,14 +49,15 @@ static treatment NAME_ST(settle)(const ff_job *job, const coefficients *c) {
        where the signal-to-noise ratio of a single dimension, beta |mu'| / sqrt(D size), is large, a sum of p mu' in the
        compute type loses digits against e in the residual e - beta mean: some ten roundings of it must stay below the
        accuracy asked for. */
-    const double query = c->beta * inverse * c->norm;
+    const double query = fabs(c->beta) * inverse * c->norm;
     const double error = (size + 4.0) * u * query * largest;
-    const double ratio = c->beta * sqrt(inverse * points->mean_square / size);
+    const double ratio = fabs(c->beta) * sqrt(inverse * points->mean_square / size);
     const double ratio_limit = sizeof(FF_TT) == 4 ? 2.0 : 500.0;
+    b.terms = 2.0 * query * largest / sqrt(size);
     b.sharp = !(error <= 0.25 && ratio <= ratio_limit && query < 1e30 && inverse < 1e30);
     if (!b.sharp) {
         b.scale = 1.0;
-        b.base = -c->precision * c->norm * c->norm - c->base;
+        b.base = c->is_far || job->pointwise ? 0.0 : -c->precision * c->norm * c->norm;
         b.square = 0.5 * c->beta * c->beta * inverse;
         /* The rounding of a that is seen is about u times its terms (short sums of random roundings, slice by slice); a
            weight may be off by the tolerance below. Where float32 queries lie close to their points, the residual is a
@@ -60,10 +69,22 @@ static treatment NAME_ST(settle)(const ff_job *job, const coefficients *c) {
     } else {
         b.scale = c->beta * c->beta * inverse;
         b.square = 0.5;
-        const double bound = u * ((size + 4.0) * c->norm / c->beta * largest + 2.0 * points->largest_square);
+        const double bound = u * ((size + 4.0) * c->norm / fabs(c->beta) * largest + 2.0 * points->largest_square);
         const double dropped = log((double)points->count) + (sizeof(FF_TT) == 4 ? 18.0 : 38.0);
         b.window = 2.0 * bound + dropped / b.scale;
         b.heavy = INFINITY;
+        /* Where the screen would overflow the compute type it is left out, and everything computed exactly. */
+        const double limit = sizeof(FF_TT) == 4 ? 1e30 : 1e300;
+        if (!(c->norm / fabs(c->beta) * (largest + 1.0) < limit && dropped / b.scale < limit)) {
+            b.window = INFINITY;
+            b.scale = 1.0;
+            b.square = 0.0;
+        }
+    }
+    if (job->pointwise && b.sharp) {
+        /* The screen is a logit, off by no more than dot_error / D_j. */
+        b.dot_error = u * (size + 4.0) * fabs(c->beta) * c->norm * largest;
+        b.window = c->norm < 1e30 && inverse < 1e100 ? log((double)points->count) + (sizeof(FF_TT) == 4 ? 18.0 : 38.0) : INFINITY;
     }
     return b;
 }

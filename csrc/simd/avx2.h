@@ -17,7 +17,11 @@ typedef __m256d f64v;
     static inline vector f##_mul(vector a, vector b) { return _mm256_mul_##s(a, b); }                              \
     static inline vector f##_fma(vector a, vector b, vector c) { return _mm256_fmadd_##s(a, b, c); }               \
     static inline vector f##_fnma(vector a, vector b, vector c) { return _mm256_fnmadd_##s(a, b, c); }             \
+    static inline vector f##_div(vector a, vector b) { return _mm256_div_##s(a, b); }                              \
     static inline vector f##_max(vector a, vector b) { return _mm256_max_##s(a, b); }                              \
+    static inline unsigned f##_above(vector a, vector b) {                                                             \
+        return (unsigned)_mm256_movemask_##s(_mm256_cmp_##s(a, b, _CMP_GT_OQ));                                        \
+    }                                                                                                                  \
     /* a where x > bound, else zero */                                                                             \
     static inline vector f##_where_above(vector a, vector x, vector bound) {                                       \
         return _mm256_and_##s(a, _mm256_cmp_##s(x, bound, _CMP_GT_OQ));                                            \
@@ -33,6 +37,14 @@ static inline f32v f32_power_of_two(f32v sum) {
 }
 static inline f64v f64_power_of_two(f64v sum) {
     return _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(sum), 52));
+}
+/* x > 0 as m 2^n with m from 0.75 to 1.5: bits of x less bits of 0.75 hold n in their exponent field */
+static inline f64v f64_mantissa(f64v x, f64v *exponent) {
+    const __m256i bits = _mm256_castpd_si256(x), low = _mm256_castpd_si256(f64_set1(0.75));
+    const __m256i n = _mm256_srli_epi64(_mm256_add_epi64(_mm256_sub_epi64(bits, low), _mm256_set1_epi64x(1023LL << 52)), 52);
+    const __m256i large = _mm256_castpd_si256(f64_set1(0x1p52)); /* adding n to its bits adds n to it */
+    *exponent = f64_sub(_mm256_castsi256_pd(_mm256_or_si256(n, large)), f64_set1(0x1p52 + 1023.0));
+    return _mm256_castsi256_pd(_mm256_sub_epi64(bits, _mm256_slli_epi64(_mm256_sub_epi64(n, _mm256_set1_epi64x(1023)), 52)));
 }
 static inline double f64_sum(f64v v) {
     __m128d pair = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));

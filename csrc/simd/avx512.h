@@ -17,7 +17,9 @@ typedef __m512d f64v;
     static inline vector f##_mul(vector a, vector b) { return _mm512_mul_##s(a, b); }                              \
     static inline vector f##_fma(vector a, vector b, vector c) { return _mm512_fmadd_##s(a, b, c); }               \
     static inline vector f##_fnma(vector a, vector b, vector c) { return _mm512_fnmadd_##s(a, b, c); }             \
+    static inline vector f##_div(vector a, vector b) { return _mm512_div_##s(a, b); }                              \
     static inline vector f##_max(vector a, vector b) { return _mm512_max_##s(a, b); }                              \
+    static inline unsigned f##_above(vector a, vector b) { return _mm512_cmp_##s##_mask(a, b, _CMP_GT_OQ); }          \
     /* a where x > bound, else zero */                                                                             \
     static inline vector f##_where_above(vector a, vector x, vector bound) {                                       \
         return _mm512_maskz_mov_##s(_mm512_cmp_##s##_mask(x, bound, _CMP_GT_OQ), a);                               \
@@ -33,6 +35,14 @@ static inline f32v f32_power_of_two(f32v sum) {
 }
 static inline f64v f64_power_of_two(f64v sum) {
     return _mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(sum), 52));
+}
+/* x > 0 as m 2^n with m from 0.75 to 1.5: bits of x less bits of 0.75 hold n in their exponent field */
+static inline f64v f64_mantissa(f64v x, f64v *exponent) {
+    const __m512i bits = _mm512_castpd_si512(x), low = _mm512_castpd_si512(f64_set1(0.75));
+    const __m512i n = _mm512_srli_epi64(_mm512_add_epi64(_mm512_sub_epi64(bits, low), _mm512_set1_epi64(1023LL << 52)), 52);
+    const __m512i large = _mm512_castpd_si512(f64_set1(0x1p52)); /* adding n to its bits adds n to it */
+    *exponent = f64_sub(_mm512_castsi512_pd(_mm512_or_si512(n, large)), f64_set1(0x1p52 + 1023.0));
+    return _mm512_castsi512_pd(_mm512_sub_epi64(bits, _mm512_slli_epi64(_mm512_sub_epi64(n, _mm512_set1_epi64(1023)), 52)));
 }
 static inline double f64_sum(f64v v) { return _mm512_reduce_add_pd(v); }
 

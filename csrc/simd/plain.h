@@ -19,12 +19,18 @@ typedef int64_t i64v __attribute__((vector_size(16)));
     static inline vector f##_add(vector a, vector b) { return a + b; }                                      \
     static inline vector f##_sub(vector a, vector b) { return a - b; }                                      \
     static inline vector f##_mul(vector a, vector b) { return a * b; }                                      \
+    static inline vector f##_div(vector a, vector b) { return a / b; }                                      \
     static inline vector f##_fma(vector a, vector b, vector c) { return a * b + c; }                        \
     static inline vector f##_fnma(vector a, vector b, vector c) { return c - a * b; }                       \
     static inline vector f##_select(integers mask, vector a, vector b) {                                    \
         return (vector)((mask & (integers)a) | (~mask & (integers)b));                                      \
     }                                                                                                       \
     static inline vector f##_max(vector a, vector b) { return f##_select(a > b, a, b); }                    \
+    static inline unsigned f##_above(vector a, vector b) {                                                  \
+        unsigned mask = 0;                                                                                  \
+        for (unsigned i = 0; i < sizeof a / sizeof a[0]; i++) mask |= (unsigned)(a[i] > b[i]) << i;         \
+        return mask;                                                                                        \
+    }                                                                                                       \
     /* a where x > bound, else zero */                                                                      \
     static inline vector f##_where_above(vector a, vector x, vector bound) {                                \
         return (vector)((integers)a & (x > bound));                                                         \
@@ -42,6 +48,13 @@ static inline f32v f32_from_f64(f64v low, f64v high) {
 static inline f64v f64_from_low(f32v v) { return (f64v){v[0], v[1]}; }
 static inline f64v f64_from_high(f32v v) { return (f64v){v[2], v[3]}; }
 static inline f64v f64_load_f32(const float *p) { return (f64v){p[0], p[1]}; }
+/* x > 0 as m 2^n with m from 0.75 to 1.5: bits of x less bits of 0.75 hold n in their exponent field */
+static inline f64v f64_mantissa(f64v x, f64v *exponent) {
+    const i64v bits = (i64v)x, n = ((bits - (i64v)f64_set1(0.75)) >> 52) + 1023;
+    const i64v large = (i64v)f64_set1(0x1p52); /* adding n to its bits adds n to it */
+    *exponent = (f64v)(n | large) - f64_set1(0x1p52 + 1023.0);
+    return (f64v)(bits - ((n - 1023) << 52));
+}
 static inline double f64_sum(f64v v) { return v[0] + v[1]; }
 #define f64_load_f64 f64_load
 #define f32_load_f32 f32_load

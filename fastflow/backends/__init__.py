@@ -15,21 +15,71 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from .._arrays import shown
 from ..moments import Moments
+
+# More would not help anywhere; the pools of the backends take no more (csrc/ff_threads.c).
+MAX_THREADS = 1024
 
 
 class Points(NamedTuple):
-    """A validated data set, as a backend takes it.
+    """A validated data set, as a backend takes it. The points are the rows `index` of `data`, or all of them.
+
+    Where points or directions differ in variance, `variance` and `rotation` say how: `Q_j diag(variance_j) Q_j^T` is
+    the covariance of point j.
 
     Attributes:
-        data: (N, D) float32 or float64, C-contiguous; read only, may be a memory map.
+        data: (M, D) float32 or float64, C-contiguous; read only, may be a memory map.
         log_mass: (N,) float64, `log C_j` with `LOG_ZERO` for zero, or None for `C_j = 1/N`.
         source_mean: (D,) float64 `m_i`, or None for zero.
+        index: (N,) int64, increasing: which rows of `data` are points; or None for all.
+        variance: None where all share one variance, which then comes with the coefficients; (N,) float64, one for
+            each point; (1, D), one for each direction; (N, D) with `rotation`.
+        rotation: (N, D, D) float64, the orthogonal `Q_j`, or None for the identity.
     """
 
     data: np.ndarray
     log_mass: np.ndarray | None
     source_mean: np.ndarray | None
+    index: np.ndarray | None = None
+    variance: np.ndarray | None = None
+    rotation: np.ndarray | None = None
+
+    @property
+    def count(self) -> int:
+        """N, the number of points."""
+        return len(self.data) if self.index is None else len(self.index)
+
+
+class Tangent(NamedTuple):
+    """A direction `u`, and the scalar `psi_j = u . (a r_j + b gamma_j r_j + c mu_j)` of each component.
+
+    Attributes:
+        direction: (B, D) float32 or float64 as x, C-contiguous.
+        factors: (3, B) float64: a, b and c.
+    """
+
+    direction: np.ndarray
+    factors: np.ndarray
+
+
+class Want(NamedTuple):
+    """Which moments are asked for beside `log_total`, and of which points. With `variance` in the points, each choice
+    brings the moments of `gamma_j r_j` that belong to it.
+
+    Attributes:
+        mean: `mean`, `residual` (`gain`, `gained`).
+        spread: `entropy` and `collision`.
+        trace: `trace` (`cross`, `gained_trace`), which need the mean too.
+        tangent: `tilt` and `mean_product` (`gained_product`, `gain_product`), which need the mean too; or None.
+        exclude: (B,) int64, the position among the points of one that a query leaves out, negative for none; or None.
+    """
+
+    mean: bool
+    spread: bool = False
+    trace: bool = False
+    tangent: Tangent | None = None
+    exclude: np.ndarray | None = None
 
 
 class Prepared(Protocol):
@@ -38,13 +88,17 @@ class Prepared(Protocol):
     `x` is (B, D) float32 or float64, C-contiguous. `coefficients` is (3, B) or (3, 1) float64: alpha, beta and the
     component variance D of each query, or of all. With `r_j = x - alpha m_i - beta mu_j`, the logit of component j is
     `log C_j - (D/2) log variance - |r_j|^2 / (2 variance)`.
+
+    Where the points have `variance`, three more rows follow, slope and the constant and slope of `gamma_j`: the
+    component variance is `D_j = variance + slope variance_j`, `gamma_j = (constant + slope variance_j) / D_j`. The
+    same holds for each direction of Q_j where they differ.
     """
 
-    def moments(self, x: np.ndarray, coefficients: np.ndarray, mean: bool, spread: bool) -> Moments:
-        """Moments with (B, D) fields in the dtype of `x`; `mean`, `residual` and the spread only if asked for."""
+    def moments(self, x: np.ndarray, coefficients: np.ndarray, want: Want) -> Moments:
+        """Moments with (B, D) fields in the dtype of `x`, others in float64; only those that `want` asks for."""
 
     def logits(self, x: np.ndarray, coefficients: np.ndarray, start: int, stop: int) -> np.ndarray:
-        """Logits of the components start..stop-1, (B, stop - start) float64, short of a constant of each query."""
+        """Logits of the points start..stop-1, (B, stop - start) float64, short of a constant of each query."""
 
 
 @dataclass(frozen=True)
@@ -145,19 +199,39 @@ def choose(name: str = "auto", num_threads: int | None = None) -> Choice:
     return Choice(chosen, backend, isa, thread_count(num_threads), reason)
 
 
+def choose_again(name: str, isa: str | None, num_threads: int | None, reason: str) -> Choice:
+    """The choice that was made for a field in another process, as far as it can run in this one.
+
+    The environment is not asked. What cannot run here gives way to the best that can, and the reason says so.
+    """
+    backend = _load(name)
+    if isinstance(backend, str):
+        chosen, why = _first_available()
+        reason = f"made with {name}, which cannot run here ({backend}); {why}"
+        name, backend = chosen, _load(chosen)
+        isa = None
+    best = backend.isas[-1] if backend.isas else None
+    if isa is not None and isa not in backend.isas:
+        reason = f"{reason}; made with {isa}, which cannot run here, and {best} is the best that can"
+    return Choice(name, backend, isa if isa in backend.isas else best, num_threads, reason)
+
+
 def thread_count(num_threads: int | None) -> int | None:
     """The number of threads asked for by argument or environment; None leaves it to the backend."""
     origin, value = "num_threads", num_threads
+    accepted = f"accepted is a whole number of at least 1 and at most {MAX_THREADS}"
     if value is None:
         text = os.environ.get("FASTFLOW_NUM_THREADS")
         if not text:
             return None
-        origin, value = "FASTFLOW_NUM_THREADS", int(text) if text.isdecimal() else text
+        if not text.isdecimal() or len(text) > 4000:  # Python refuses to read more digits
+            raise ValueError(f"FASTFLOW_NUM_THREADS is {shown(text)}; {accepted}")
+        origin, value = "FASTFLOW_NUM_THREADS", int(text)
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         kind = ValueError if isinstance(value, str) else TypeError
-        raise kind(f"{origin} is {value!r}; accepted is a whole number of at least 1")
-    if value < 1:
-        raise ValueError(f"{origin} is {value}; accepted is a whole number of at least 1")
+        raise kind(f"{origin} is {shown(value)}; {accepted}")
+    if not 1 <= value <= MAX_THREADS:
+        raise ValueError(f"{origin} is {shown(value)}; {accepted}")
     return int(value)
 
 

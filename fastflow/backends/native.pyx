@@ -1,8 +1,11 @@
 # cython: language_level=3
 """The native backend: the C library of csrc/, called without the GIL."""
 
+from dataclasses import replace
+
 from cpython.ref cimport PyObject
 from libc.stdint cimport int64_t
+from libc.string cimport memset
 
 cimport cython
 cimport numpy as cnp
@@ -21,6 +24,18 @@ cdef extern from "ff.h" nogil:
         FF_FLOAT64
     ctypedef struct ff_points:
         pass
+    ctypedef struct ff_data:
+        const void *data
+        ff_dtype dtype
+        int64_t count
+        int64_t size
+        const int64_t *index
+        const double *log_mass
+        const double *source_mean
+        const double *variance
+        int64_t variance_rows
+        int64_t variance_columns
+        const double *rotation
     ctypedef struct ff_queries:
         const void *x
         ff_dtype dtype
@@ -28,19 +43,35 @@ cdef extern from "ff.h" nogil:
         const double *alpha
         const double *beta
         const double *variance
+        const double *slope
+        const double *gain_constant
+        const double *gain_slope
         int64_t stride
+        const int64_t *exclude
+        const void *direction
+        const double *residual_factor
+        const double *gained_factor
+        const double *mean_factor
     ctypedef struct ff_moments:
         double *log_total
         void *mean
         void *residual
         double *entropy
         double *collision
+        double *gain
+        void *gained
+        double *trace
+        double *cross
+        double *gained_trace
+        double *tilt
+        void *mean_product
+        void *gained_product
+        void *gain_product
     const char *ff_status_text(int status)
     const char *ff_isa_name(int isa)
     int ff_isa_runs(int isa)
     int ff_small_batch()
-    int ff_points_create(ff_points **points, const void *data, ff_dtype dtype, int64_t count, int64_t size,
-                         const double *log_mass, const double *source_mean, int isa, int num_threads)
+    int ff_points_create(ff_points **points, const ff_data *data, int isa, int num_threads)
     void ff_points_destroy(ff_points *points)
     int ff_points_moments(const ff_points *points, const ff_queries *queries, const ff_moments *result,
                           int num_threads)
@@ -91,8 +122,8 @@ cdef ff_dtype _dtype(cnp.ndarray array):
 
 
 cdef void *_pointer(cnp.ndarray array):
-    """Address of a C-contiguous float32 or float64 array; the caller keeps the array alive."""
-    return cnp.PyArray_DATA(array)
+    """Address of a C-contiguous array, NULL of None; the caller keeps the array alive."""
+    return NULL if array is None else cnp.PyArray_DATA(array)
 
 
 @cython.final
@@ -105,21 +136,27 @@ cdef class Native:
     cdef object kept
 
     def __cinit__(self, points, isa, num_threads):
-        data, log_mass, source_mean = points
-        cdef const double *mass_pointer = NULL if log_mass is None else <double *>_pointer(log_mass)
-        cdef const double *mean_pointer = NULL if source_mean is None else <double *>_pointer(source_mean)
         self.kept = points
         self.num_threads = num_threads or usable_cores()
-        self.count, self.size = data.shape[0], data.shape[1]
+        self.count, self.size = points.count, points.data.shape[1]
+        cdef ff_data data
+        data.data = _pointer(points.data)
+        data.dtype = _dtype(points.data)
+        data.count, data.size = self.count, self.size
+        data.index = <int64_t *>_pointer(points.index)
+        data.log_mass = <double *>_pointer(points.log_mass)
+        data.source_mean = <double *>_pointer(points.source_mean)
+        data.variance = <double *>_pointer(points.variance)
+        data.variance_rows = data.variance_columns = 0
+        if points.variance is not None:
+            data.variance_rows = points.variance.shape[0]
+            data.variance_columns = points.variance.shape[1] if points.variance.ndim == 2 else 1
+        data.rotation = <double *>_pointer(points.rotation)
         cdef int index = list(built_isas()).index(isa)
         cdef int status
         cdef int threads = self.num_threads
-        cdef const void *data_pointer = _pointer(data)
-        cdef ff_dtype dtype = _dtype(data)
-        cdef int64_t count = self.count, size = self.size
         with nogil:
-            status = ff_points_create(&self.points, data_pointer, dtype, count, size, mass_pointer, mean_pointer,
-                                      index, threads)
+            status = ff_points_create(&self.points, &data, index, threads)
         if status:
             _raise(status)
 
@@ -129,39 +166,77 @@ cdef class Native:
     cdef ff_queries _queries(self, cnp.ndarray x, cnp.ndarray coefficients):
         cdef ff_queries queries
         cdef int64_t columns = coefficients.shape[1]
+        memset(&queries, 0, sizeof(queries))
         queries.x = _pointer(x)
         queries.dtype = _dtype(x)
         queries.count = x.shape[0]
         queries.alpha = <double *>_pointer(coefficients)
         queries.beta = queries.alpha + columns
         queries.variance = queries.beta + columns
+        if coefficients.shape[0] > 3:
+            queries.slope = queries.variance + columns
+            queries.gain_constant = queries.slope + columns
+            queries.gain_slope = queries.gain_constant + columns
         queries.stride = 0 if columns == 1 else 1
         return queries
 
-    def moments(self, cnp.ndarray x, cnp.ndarray coefficients, bint mean, bint spread):
+    def moments(self, cnp.ndarray x, cnp.ndarray coefficients, want):
         cdef Py_ssize_t count = x.shape[0]
-        log_total = np.empty(count)
-        means = np.empty_like(x) if mean else None
-        residuals = np.empty_like(x) if mean else None
-        entropies = np.empty(count) if spread else None
-        collisions = np.empty(count) if spread else None
-        moments = Moments(log_total, means, residuals, entropies, collisions)
-        if count == 0:
-            return moments
         cdef ff_queries queries = self._queries(x, coefficients)
         cdef ff_moments result
+        memset(&result, 0, sizeof(result))
+        log_total = np.empty(count)
         result.log_total = <double *>_pointer(log_total)
-        result.mean = _pointer(means) if mean else NULL
-        result.residual = _pointer(residuals) if mean else NULL
-        result.entropy = <double *>_pointer(entropies) if spread else NULL
-        result.collision = <double *>_pointer(collisions) if spread else NULL
-        cdef int status
+        mean = residual = entropy = collision = None
+        if want.mean:
+            mean, residual = np.empty_like(x), np.empty_like(x)
+            result.mean, result.residual = _pointer(mean), _pointer(residual)
+        if want.spread:
+            entropy, collision = np.empty(count), np.empty(count)
+            result.entropy, result.collision = <double *>_pointer(entropy), <double *>_pointer(collision)
+        moments = Moments(log_total, mean, residual, entropy, collision)
+        exclude = want.exclude
+        queries.exclude = <int64_t *>_pointer(exclude)
+        if coefficients.shape[0] > 3 or want.trace or want.tangent is not None:
+            moments = self._second_order(&queries, &result, x, coefficients.shape[0] > 3, want, moments)
+        cdef int status = 0
         cdef int threads = self.num_threads
-        with nogil:
-            status = ff_points_moments(self.points, &queries, &result, threads)
+        if count:
+            with nogil:
+                status = ff_points_moments(self.points, &queries, &result, threads)
         if status:
             _raise(status)
         return moments
+
+    cdef _second_order(self, ff_queries *queries, ff_moments *result, cnp.ndarray x, bint differ, want, moments):
+        """Room for the moments beside those of the first order."""
+        cdef Py_ssize_t count = x.shape[0]
+        more = {}
+        if want.mean and differ:
+            more["gain"], more["gained"] = np.empty(count), np.empty_like(x)
+        if want.trace:
+            more["trace"] = np.empty(count)
+            if differ:
+                more["cross"], more["gained_trace"] = np.empty(count), np.empty(count)
+        if want.tangent is not None:
+            direction, factors = want.tangent
+            queries.direction = _pointer(direction)
+            queries.residual_factor = <double *>_pointer(factors)
+            queries.gained_factor = queries.residual_factor + count
+            queries.mean_factor = queries.gained_factor + count
+            more["tilt"], more["mean_product"] = np.empty(count), np.empty_like(x)
+            if differ:
+                more["gained_product"], more["gain_product"] = np.empty_like(x), np.empty_like(x)
+        result.gain = <double *>_pointer(more.get("gain"))
+        result.gained = _pointer(more.get("gained"))
+        result.trace = <double *>_pointer(more.get("trace"))
+        result.cross = <double *>_pointer(more.get("cross"))
+        result.gained_trace = <double *>_pointer(more.get("gained_trace"))
+        result.tilt = <double *>_pointer(more.get("tilt"))
+        result.mean_product = _pointer(more.get("mean_product"))
+        result.gained_product = _pointer(more.get("gained_product"))
+        result.gain_product = _pointer(more.get("gain_product"))
+        return replace(moments, **more)
 
     def logits(self, cnp.ndarray x, cnp.ndarray coefficients, int64_t start, int64_t stop):
         cdef Py_ssize_t count = x.shape[0]

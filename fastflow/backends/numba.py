@@ -53,7 +53,7 @@ from numba.extending import intrinsic, overload
 
 from .._arrays import LOG_ZERO
 from ..moments import Moments
-from . import Backend, Points, usable_cores
+from . import Backend, Points, Want, usable_cores
 
 # --- sizes -----------------------------------------------------------------------------------------------------------
 
@@ -1348,8 +1348,8 @@ class Compiled:
         mass = float(np.max(np.abs(self.log_mass), where=self.log_mass > 0.1 * LOG_ZERO, initial=0.0))
         self.terms = {size: _terms(size, self.count, self.largest, typical, mass) for size in self.tiles}
 
-    def moments(self, x: np.ndarray, coefficients: np.ndarray, mean: bool, spread: bool) -> Moments:
-        count = len(x)
+    def moments(self, x: np.ndarray, coefficients: np.ndarray, want: Want) -> Moments:
+        count, mean, spread = len(x), want.mean, want.spread
         vectors = x.shape if mean else (0, self.size)
         scalars = count if spread else 0
         outputs = (
