@@ -800,8 +800,8 @@ class VelocityField:
         variance = part.points.variance
         if variance is not None and variance.ndim == 2 and np.any(path.singular):
             raise ValueError(
-                "covariance is singular, so that at t = 1 the data have no density in some directions; accepted are t < 1, "
-                "or covariances of full rank"
+                "covariance is singular, so that at t = 1 the data have no density in some directions; accepted are "
+                "t < 1, or covariances of full rank"
             )
         return path
 

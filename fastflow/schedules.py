@@ -444,7 +444,8 @@ class Custom(Schedule):
     that cannot do this is refused when the schedule is made; give its derivative then. (The check
     compares with difference quotients at three times.)
 
-    ``alpha`` and ``beta`` must be finite on [0, 1]. Negative values are accepted: only the sign of
+    ``alpha`` and ``beta`` must be finite on [0, 1], for a field at most 1e10 in magnitude, and never
+    both zero. Negative values are accepted: only the sign of
     the source's or the data's contribution turns. ``d_alpha`` may be infinite where ``alpha`` is
     exactly 0 (as for ``alpha = sqrt(1 - t**2)`` at ``t = 1``) if ``alpha**2`` is smooth there;
     ``alpha_d_alpha`` is then taken at the neighbouring floating-point time, inwards. As ``t -> 1``

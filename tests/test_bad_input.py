@@ -1008,6 +1008,7 @@ def test_a_schedule_beyond_the_range(variant, data, x):
     schedule = ff.schedules.Custom(lambda t: 1 - t, lambda t: 1e20 * t, d_beta=lambda t: 1e20)
     field = variant.field(data, schedule=schedule)
     assert np.isfinite(field.velocity(x, 1e-12)).all()
+    assert ff.schedules.Custom(lambda t: 1 - t, lambda t: 1e9 * t)(0.0).d_beta == 1e9  # steep, but not infinite
     refused(lambda: field.velocity(x, 0.5), "schedule 'custom'", r"beta = 5e\+19", r"t = 0\.5", r"1e\+10")
     refused(lambda: field.velocity(x, np.full(4, 0.5)), "schedule 'custom'", r"beta = 5e\+19", r"t = 0\.5")
     field = variant.field(data, schedule=ff.schedules.VE(1e-100, 1.0))

@@ -416,12 +416,9 @@ static void NAME_ST(batch_weights)(const ff_job *job, const NAME_ST(batch_scratc
         for (int64_t j = from; j < ff_min(from + 32, points); j++) {
             FF_TT *row = logit + j * LANES;
             TV below0, below1;
-            if (job->pointwise) { /* the difference in float64, before it is rounded */
-                FF_TT below[LANES];
-                for (int lane = 0; lane < LANES; lane++)
-                    below[lane] = (FF_TT)fmax(s->wide[j * LANES + lane] - largest[lane], -1e4);
-                below0 = T(load)(below);
-                below1 = T(load)(below + L);
+            if (job->pointwise) {
+                below0 = T(below)(s->wide + j * LANES, largest);
+                below1 = T(below)(s->wide + j * LANES + L, largest + L);
             } else {
                 below0 = T(sub)(T(load)(row), m0);
                 below1 = T(sub)(T(load)(row + L), m1);

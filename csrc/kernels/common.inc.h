@@ -200,3 +200,12 @@ static inline void merge_row(const ff_job *job, int is_first, int64_t query, con
     else
         for (int64_t k = 0; k < rows; k++) to[k] = keep * to[k] + add * from[k];
 }
+
+/* wide - largest for one vector of lanes of either compute type: the difference is taken before it is rounded, and bounded,
+   so that a weight of zero times it is zero. */
+static inline f64v f64_below(const double *wide, const double *largest) {
+    return f64_max(f64_sub(f64_load(wide), f64_load(largest)), f64_set1(-1e4));
+}
+static inline f32v f32_below(const double *wide, const double *largest) {
+    return f32_from_f64(f64_below(wide, largest), f64_below(wide + F64_LANES, largest + F64_LANES));
+}
