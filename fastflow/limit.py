@@ -129,7 +129,7 @@ def _screened(
         block = slice(start, min(start + step, count))
         own = _rows(points, block) - centre
         squares = np.square(own).sum(axis=1)
-        length = np.abs(beta) * np.sqrt(squares)
+        length = np.abs(beta) * np.sqrt(squares + size * _LEAST)  # not less than it is, though a square underflows
         values = np.square(beta) * squares - 2.0 * beta * (offset @ own.T)
         error = 1.01 * length * (2.0 * noise + (size + 8) * _EPSILON * (reach + length)) + size * _LEAST
         if eligible is not None:

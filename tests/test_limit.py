@@ -53,7 +53,8 @@ def test_tiny_spacing():
     between = np.array([[1.2e-50, 0.0], [-1.0, 0.0]])
     np.testing.assert_array_equal(field(data).weights(between, 1.0), [[0, 1, 0], [1, 0, 0]])
     np.testing.assert_array_equal(field(data).log_density(between, 1.0), [-np.inf] * 2)
-    data = data * 1e-250  # squares of these are zero
+    data = data * 1e-150  # squares of these are zero
+    np.testing.assert_array_equal(field(data).weights([[1.0, 0.0], [-3.0, 7.0]], 1.0), [[0, 0, 1], [1, 0, 0]])
     np.testing.assert_array_equal(field(data).weights(data, 1.0), np.eye(3))
     np.testing.assert_array_equal(field(data).log_density(data, 1.0), [np.inf] * 3)
 
@@ -130,7 +131,7 @@ def test_points_without_variance_among_others():
     seed=st.integers(0, 2**32 - 1),
     count=st.integers(1, 12),
     size=st.sampled_from([1, 2, 3, 9]),
-    kind=st.sampled_from(["whole", "near", "normal", "far", "mixed"]),
+    kind=st.sampled_from(["whole", "near", "normal", "far", "mixed", "tiny"]),
     dtype=st.sampled_from(["float64", "float32"]),
     schedule=st.sampled_from(["linear", "cosine", "odd"]),
 )
@@ -143,6 +144,7 @@ def test_random_data(seed, count, size, kind, dtype, schedule):
         "near": 0.1 + lattice * 2.0**-55,
         "normal": rng.standard_normal((count, size)),
         "far": 1e6 + lattice,
+        "tiny": rng.standard_normal((count, size)) * 2.0 ** (-600 if dtype == "float64" else -120),
         "mixed": lattice * 10.0 ** rng.integers(-30, 30, size=(count, 1)),
     }[kind].astype(dtype)
     mean = rng.integers(-1, 2, size=size).astype(float)
