@@ -39,10 +39,10 @@ class _Expansion(samplers._Run):
         return slope
 
     def _slope(self, state: np.ndarray, t: float, label: Any) -> np.ndarray:
-        x = state[:, :-1].reshape(-1, *self.field.event_shape)
+        x = state[:, :-1].reshape(len(state), *self.field.event_shape)
         found = self.field.evaluate(x, t, ("velocity", "divergence"), label=label)
         slope = np.empty_like(state)
-        slope[:, :-1] = found["velocity"].reshape(len(state), -1)
+        slope[:, :-1] = found["velocity"].reshape(state[:, :-1].shape)
         slope[:, -1] = found["divergence"]
         return slope
 

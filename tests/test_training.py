@@ -430,7 +430,7 @@ BAD_TARGETS = [
     ({"rng": -1}, ValueError, r"rng is -1; accepted is a whole number of at least 0"),
     ({"rng": 1.5}, TypeError, r"rng is 1\.5"),
     ({"quantity": "entropy"}, ValueError, r"quantity is 'entropy'; accepted is one of velocity, target_mean"),
-    ({"out": np.empty((4, 3))}, ValueError, r"out has shape \(4, 3\)"),
+    ({"out": np.zeros((4, 3))}, ValueError, r"out has shape \(4, 3\)"),
     ({"x": np.zeros((4, 3))}, ValueError, r"x has shape \(4, 3\)"),
     ({"t": 1.5}, ValueError, r"t is 1\.5"),
     ({"t": 1.0, "quantity": "score"}, ValueError, r"score does not exist at t = 1"),
