@@ -25,12 +25,11 @@ import numpy as np
 
 from . import _arrays, stochastic
 from ._optional import require
+from .marginal import around, choose
 from .path import path_at
 
 if TYPE_CHECKING:
     from .field import VelocityField
-    from .parts import Part
-    from .path import Path
 
 Callback = Callable[[int, float, np.ndarray], Any]
 
@@ -230,41 +229,13 @@ def starting_points(
     Returns:
         (num, *event), float32 if the field works on float32 data, else float64.
     """
-    groups = field._parts.groups(label, None, None, num, False)
     noise = rng.standard_normal((num, field._size))
-    x = np.empty_like(noise)
-    for group in groups:
-        rows = slice(None) if group.rows is None else group.rows
-        x[rows] = _marginal(group.part, field._path(t, group.part), noise[rows], rng)
-    if field._model.frame is not None:
-        x = field._model.frame.leave(x, "vector")
-    return x.astype(field._dtype).reshape((num, *field.event_shape))
-
-
-def _marginal(part: Part, path: Path, noise: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Standard normal noise (n, D) to draws from the marginal of a part of the data, in the field's frame."""
-    points = part.points
-    if path.beta == 0.0:
-        x = noise * math.sqrt(path.variance)
+    if field.schedule(t).beta == 0.0:
+        field._parts.groups(label, None, None, num, False)  # the label is checked though nothing depends on it
+        index = np.zeros(num, dtype=np.int64)
     else:
-        if points.log_mass is None:
-            chosen = rng.integers(points.count, size=len(noise))
-        else:
-            mass = np.exp(points.log_mass)
-            chosen = rng.choice(points.count, size=len(noise), p=mass / mass.sum())
-        if points.variance is None:
-            x = noise * math.sqrt(path.variance)
-        else:
-            own = points.variance if len(points.variance) == 1 else points.variance[chosen]
-            own = own[:, None] if points.variance.ndim == 1 else own
-            x = noise * np.sqrt(path.variance + path.slope * own)
-            if points.rotation is not None:
-                x = np.einsum("ne,nde->nd", x, points.rotation[chosen])
-        places = chosen if points.index is None else points.index[chosen]
-        x += path.beta * points.data[places].astype(np.float64)
-    if part.model.source_mean is not None:
-        x += path.alpha * part.model.source_mean
-    return x
+        index = choose(field, num, rng, label)
+    return around(field, index, t, noise).astype(field._dtype).reshape((num, *field.event_shape))
 
 
 def time_grid(steps: Any, t_span: Any = None) -> np.ndarray:
