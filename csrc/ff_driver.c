@@ -51,35 +51,48 @@ static int64_t threads_for(double work, int num_threads) {
 
 /* Preparation of a data set -------------------------------------------------------------------------------------- */
 
-/* Rows are summed in groups, at least so many to one and at most so many groups: their sums take no memory beside the
-   data. */
-enum { PREPARE_ROWS = 256, PREPARE_GROUPS = 1024 };
+enum { PREPARE_ROWS = 256 };
 
 typedef struct {
     ff_points *points;
-    int64_t rows; /* of a group */
-    double *sums; /* of each group */
     atomic_llong next;
 } preparation;
 
-static void sum_rows(void *context, int worker) {
-    (void)worker;
-    preparation *p = context;
-    const int64_t size = p->points->size, count = p->points->count;
-    for (int64_t group; (group = atomic_fetch_add(&p->next, 1)) * p->rows < count;) {
-        double *sum = p->sums + group * size;
-        memset(sum, 0, (size_t)size * sizeof *sum);
-        for (int64_t j = group * p->rows; j < ff_min(count, (group + 1) * p->rows); j++) {
-            const double *log_mass = p->points->data.log_mass;
-            const double share = exp(log_mass ? log_mass[j] : p->points->equal_log_mass); /* their sums cannot overflow */
-            if (p->points->dtype == FF_FLOAT32) {
-                const float *row = (const float *)p->points->data.data + ff_place(p->points, j) * size;
-                for (int64_t k = 0; k < size; k++) sum[k] += share * (double)row[k];
-            } else {
-                const double *row = (const double *)p->points->data.data + ff_place(p->points, j) * size;
-                for (int64_t k = 0; k < size; k++) sum[k] += share * row[k];
-            }
+/* The centre is the median, in each dimension, of points sampled evenly by mass: a few points far from all others do not
+   move it, as they would the mean, and it needs no pass over the data. */
+enum { CENTRE_SAMPLE = 64 };
+
+static int sample_points(const ff_points *points, int64_t *sample) {
+    const double *log_mass = points->data.log_mass;
+    double sum = 0.0;
+    int count = 0;
+    for (int64_t j = 0; j < points->count && count < CENTRE_SAMPLE; j++) {
+        sum += log_mass ? exp(log_mass[j]) : 1.0 / (double)points->count;
+        /* the next is wanted where the masses pass (count + 1/2) / 64 */
+        while (count < CENTRE_SAMPLE && sum * CENTRE_SAMPLE > count + 0.5) sample[count++] = j;
+    }
+    if (count == 0) sample[count++] = 0; /* masses that round to less than 1/128 in all */
+    return count;
+}
+
+static int ascending(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static void find_centre(ff_points *points) {
+    int64_t sample[CENTRE_SAMPLE];
+    double values[CENTRE_SAMPLE];
+    const int count = sample_points(points, sample);
+    for (int64_t k = 0; k < points->size; k++) {
+        for (int i = 0; i < count; i++) {
+            const int64_t at = ff_place(points, sample[i]) * points->size + k;
+            values[i] = points->dtype == FF_FLOAT32 ? (double)((const float *)points->data.data)[at]
+                                                    : ((const double *)points->data.data)[at];
         }
+        qsort(values, (size_t)count, sizeof *values, ascending);
+        points->centre[k] = values[count / 2];
+        points->narrow_centre[k] = (float)values[count / 2];
     }
 }
 
@@ -87,28 +100,16 @@ static void compute_squares(void *context, int worker) {
     (void)worker;
     preparation *p = context;
     const int64_t count = p->points->count;
-    for (int64_t group; (group = atomic_fetch_add(&p->next, 1)) * p->rows < count;) {
-        const int64_t start = group * p->rows, stop = ff_min(count, start + p->rows);
+    for (int64_t group; (group = atomic_fetch_add(&p->next, 1)) * PREPARE_ROWS < count;) {
+        const int64_t start = group * PREPARE_ROWS, stop = ff_min(count, start + PREPARE_ROWS);
         p->points->target->squares[p->points->dtype](p->points, start, stop, p->points->square + start);
     }
 }
 
-static int prepare(ff_points *points, int num_threads) {
-    const int64_t size = points->size, count = points->count;
-    preparation p = {.points = points, .rows = ff_max(PREPARE_ROWS, ff_ceil_div(count, PREPARE_GROUPS))};
-    const int64_t groups = ff_ceil_div(count, p.rows);
-    const int threads = (int)threads_for((double)points->count * (double)size, num_threads);
-    p.sums = malloc((size_t)(groups * size) * sizeof *p.sums);
-    if (!p.sums) return FF_NO_MEMORY;
-    ff_parallel(threads, sum_rows, &p);
-    for (int64_t k = 0; k < size; k++) {
-        double sum = 0.0;
-        for (int64_t group = 0; group < groups; group++) sum += p.sums[group * size + k];
-        points->narrow_centre[k] = (float)sum;
-        points->centre[k] = points->dtype == FF_FLOAT32 ? (double)points->narrow_centre[k] : sum;
-    }
-    free(p.sums);
-    atomic_store(&p.next, 0);
+static void prepare(ff_points *points, int num_threads) {
+    const int threads = (int)threads_for((double)points->count * (double)points->size, num_threads);
+    preparation p = {.points = points};
+    find_centre(points);
     ff_parallel(threads, compute_squares, &p);
     double total = 0.0;
     for (int64_t j = 0; j < points->count; j++) {
@@ -122,7 +123,6 @@ static int prepare(ff_points *points, int num_threads) {
         *widest = fmax(*widest, data->variance[i]);
         points->narrowest = i == 0 ? data->variance[i] : fmin(points->narrowest, data->variance[i]);
     }
-    return FF_OK;
 }
 
 static int valid_data(const ff_data *data) {
@@ -150,12 +150,11 @@ int ff_points_create(ff_points **result, const ff_data *data, int isa, int num_t
                           .size = data->size,
                           .dtype = data->dtype,
                           .target = targets[isa]};
-    const int allocated = points->centre && points->narrow_centre && points->square && points->widest;
-    const int status = allocated ? prepare(points, num_threads) : FF_NO_MEMORY;
-    if (status != FF_OK) {
+    if (!points->centre || !points->narrow_centre || !points->square || !points->widest) {
         ff_points_destroy(points);
-        return status;
+        return FF_NO_MEMORY;
     }
+    prepare(points, num_threads);
     *result = points;
     return FF_OK;
 }

@@ -10,8 +10,8 @@
 
 struct ff_target;
 
-/* A data set. centre is the mean of the points by their masses, rounded to the storage type: mu' = mu - centre is what the kernels
-   sum, so that a common shift of the data costs no digits. */
+/* A data set. centre is a value of the storage type in the middle of the data: mu' = mu - centre is what the
+   kernels sum, so that a common shift of the data costs no digits. */
 struct ff_points {
     ff_data data;
     double equal_log_mass;     /* log(1/count), used where there are no masses */
