@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import fastflow as ff
+from fastflow.backends import Want
 
 numba = pytest.importorskip("numba")
 backend = importlib.import_module("fastflow.backends.numba")
@@ -188,7 +189,7 @@ def test_a_memory_map_and_a_time_for_each_of_many_queries(tmp_path):
     data.tofile(tmp_path / "data")
     mapped = np.memmap(tmp_path / "data", dtype=data.dtype, mode="r", shape=data.shape)
     t = np.linspace(0.0, 0.999, len(x))
-    assert len(x) > backend.TilePlan(field(data)._prepared, x.dtype, len(x)).queries_at_a_time()
+    assert len(x) > backend.TilePlan(field(data)._parts.whole.prepared, x.dtype, len(x)).queries_at_a_time()
     together = field(mapped).velocity(x, t)
     np.testing.assert_array_equal(together[650:], field(data).velocity(x[650:], t[650:]))
 
@@ -214,7 +215,7 @@ def test_workspace_does_not_grow_with_the_batch_or_the_data():
     large.velocity(x[:8], 0.3)  # compiled, and the helpers started
     coefficients = np.array([[0.7], [0.3], [0.49]])
     tracemalloc.start()
-    moments = large._prepared.moments(x, coefficients, True, False)
+    moments = large._parts.whole.prepared.moments(x, coefficients, Want(mean=True))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak - moments.mean.nbytes - moments.residual.nbytes <= 64 << 20
