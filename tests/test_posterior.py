@@ -128,19 +128,17 @@ def assert_range_shares(seen, field, x, t, exclude=None, atol=0.0):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("name", ["numpy", "native"])
 @pytest.mark.parametrize("t", [0.05, 0.5, 0.95, 0.9999])
-def test_the_weights_of_ranges(name, t, dtype, seen):
+def test_the_weights_of_ranges(backend, t, dtype, seen):
     """The distribution that the ranges are drawn from, as it is."""
     data = cloud(1010, 30).astype(dtype)  # ranges of 50 and of 51 points
     x = (t * data[:20] + (1.0 - t) * cloud(20, 30, seed=1)).astype(dtype)
-    assert_range_shares(seen, ff.VelocityField(data, backend=name), x, t, atol=ROUNDING[dtype])
+    assert_range_shares(seen, ff.VelocityField(data, backend=backend), x, t, atol=ROUNDING[dtype])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("name", ["numpy", "native"])
 @pytest.mark.parametrize("exclude", [None, 0], ids=["all", "but one"])
-def test_the_weights_of_ranges_for_far_queries(name, dtype, exclude, seen):
+def test_the_weights_of_ranges_for_far_queries(backend, dtype, exclude, seen):
     """So far outside the data that log densities round by more than weights differ, so early that many count."""
     data = cloud(1010, 30).astype(dtype)
     distance = np.array([1e2, 1e4, 1e6, 1e7, 1e8, 1e9, 1e10])
@@ -148,17 +146,16 @@ def test_the_weights_of_ranges_for_far_queries(name, dtype, exclude, seen):
     if exclude is not None:  # the heaviest of them all
         exclude = int(ff.VelocityField(data).weights(x[3], 1.0 / distance[3]).argmax())
     weights = assert_range_shares(
-        seen, ff.VelocityField(data, backend=name), x, 1.0 / distance, exclude, atol=ROUNDING[dtype]
+        seen, ff.VelocityField(data, backend=backend), x, 1.0 / distance, exclude, atol=ROUNDING[dtype]
     )
     assert np.all(np.sum(weights > 1e-3, axis=1) > 10)
 
 
-@pytest.mark.parametrize("name", ["numpy", "native"])
-def test_the_weights_of_ranges_without_a_heavy_point(name, seen):
+def test_the_weights_of_ranges_without_a_heavy_point(backend, seen):
     data, own = cloud(1010, 5), np.arange(0, 1010, 10)
     x = 0.6 * data[own] + 0.4 * cloud(len(own), 5, seed=1)
     assert ff.VelocityField(data).weights(x, 0.6)[np.arange(len(own)), own].max() > 0.5
-    assert_range_shares(seen, ff.VelocityField(data, backend=name), x, 0.6, own, atol=1e-9)
+    assert_range_shares(seen, ff.VelocityField(data, backend=backend), x, 0.6, own, atol=1e-9)
 
 
 def test_random_numbers_give_the_weights():

@@ -48,8 +48,8 @@ typedef struct {
     FF_TT *tile, *square, *log_mass, *logit, *sum;
     /* Where points have variances of their own: logits of a panel in float64, [point][lane]; p gamma, as the logits; and
        its total of each query of the block. Where all queries share one time, 1/D_j, gamma_j and log_mass with
-       -(size/2) log D_j in it. */
-    double *wide, *gain_total, *inverse, *gain, *own_mass;
+       -(size/2) log D_j in it; else gamma_j of a panel. */
+    double *wide, *gain_total, *inverse, *gain, *gains, *own_mass;
     FF_TT *gained;
     double *e, *row;
     batch_kept *kept;
@@ -74,6 +74,7 @@ static size_t NAME_ST(batch_lay_out)(const ff_points *points, NAME_ST(batch_scra
     PART(gain_total, pointwise * BLOCK);
     PART(inverse, pointwise * BATCH_CHUNK);
     PART(gain, pointwise * BATCH_CHUNK);
+    PART(gains, pointwise * BATCH_CHUNK * LANES);
     PART(own_mass, pointwise * BATCH_CHUNK);
     PART(e, points->size);
     PART(row, points->size);
@@ -344,6 +345,7 @@ static void NAME_ST(batch_own_logits)(const ff_job *job, NAME_ST(batch_scratch) 
     const int one_time = job->queries->stride == 0;
     const double size = (double)data->size, widest = data->widest[0];
     double half_square[LANES], beta[LANES], variance[LANES], slope[LANES], excess[LANES], error[LANES];
+    double gain_constant[LANES], gain_slope[LANES];
     for (int lane = 0; lane < LANES; lane++) {
         const treatment *b = records + lane;
         half_square[lane] = b->exact.is_far ? 0.0 : 0.5 * b->exact.norm * b->exact.norm;
@@ -352,10 +354,13 @@ static void NAME_ST(batch_own_logits)(const ff_job *job, NAME_ST(batch_scratch) 
         slope[lane] = b->exact.slope;
         excess[lane] = 0.5 * b->exact.excess * b->exact.slope;
         error[lane] = b->sharp ? b->dot_error : 0.0;
+        gain_constant[lane] = b->exact.gain_constant;
+        gain_slope[lane] = b->exact.gain_slope;
     }
     for (int lane = 0; lane < LANES; lane += F64_LANES) {
         const f64v half = f64_load(half_square + lane), ratio = f64_load(beta + lane), common = f64_load(variance + lane);
         const f64v rise = f64_load(slope + lane), beyond = f64_load(excess + lane), bound = f64_load(error + lane);
+        const f64v constant = f64_load(gain_constant + lane), gain = f64_load(gain_slope + lane);
         const f64v half_ratio = f64_mul(f64_set1(0.5), f64_mul(ratio, ratio)), whole = f64_set1(0.5 * size);
         f64v most = f64_set1(-1.7e308);
         for (int64_t j = 0; j < points; j++) {
@@ -368,9 +373,11 @@ static void NAME_ST(batch_own_logits)(const ff_job *job, NAME_ST(batch_scratch) 
                 inverse = f64_set1(s->inverse[j]);
                 mass = f64_set1(s->own_mass[j]);
             } else {
-                const f64v component = f64_fma(rise, own, common);
-                inverse = f64_div(f64_set1(1.0), component);
-                mass = f64_fnma(whole, f64_log(component), f64_set1(log_mass(data, start + j)));
+                /* float32: off by 5e-12, times size/2 in the logit */
+                const int last = sizeof(FF_TT) == 4 ? 13 : 21;
+                const f64v log_variance = f64_log_inverse(f64_fma(rise, own, common), last, &inverse);
+                f64_store(s->gains + j * LANES + lane, f64_mul(f64_fma(gain, own, constant), inverse));
+                mass = f64_fnma(whole, log_variance, f64_set1(log_mass(data, start + j)));
             }
             const f64v doubt = f64_mul(bound, inverse);
             const f64v logit = f64_add(f64_fnma(distance, inverse, mass), doubt);
@@ -401,9 +408,8 @@ static void NAME_ST(batch_leave_out)(const ff_job *job, const NAME_ST(batch_scra
 
 /* Weights of the smooth lanes from their logits, in sums of 32 rows at a time, so that the sum of a chunk rounds like a
    short one. */
-static void NAME_ST(batch_weights)(const ff_job *job, const NAME_ST(batch_scratch) * s, const treatment *records,
-                                   int64_t start, int64_t points, FF_TT *logit, const double *largest, double *total,
-                                   double *first, double *second, double *gain) {
+static void NAME_ST(batch_weights)(const ff_job *job, const NAME_ST(batch_scratch) * s, int64_t points, FF_TT *logit,
+                                   const double *largest, double *total, double *first, double *second, double *gain) {
     enum { L = LANES / 2 };
     FF_TT most[LANES];
     for (int lane = 0; lane < LANES; lane++) {
@@ -446,22 +452,15 @@ static void NAME_ST(batch_weights)(const ff_job *job, const NAME_ST(batch_scratc
         }
     }
     if (!job->pointwise || !job->want_mean) return;
-    double constant[LANES], rise[LANES], variance[LANES], slope[LANES], sums[LANES] = {0};
-    for (int lane = 0; lane < LANES; lane++) {
-        const coefficients *c = &records[lane].exact;
-        constant[lane] = c->gain_constant, rise[lane] = c->gain_slope;
-        variance[lane] = c->variance, slope[lane] = c->slope;
-    }
+    double sums[LANES] = {0};
     FF_TT *gained = s->gained + (logit - s->logit);
     for (int64_t j = 0; j < points; j++) {
-        const double own = job->points->data.variance[start + j];
         const FF_TT *row = logit + j * LANES;
         FF_TT *to = gained + j * LANES;
         if (job->queries->stride == 0)
             for (int lane = 0; lane < LANES; lane++) to[lane] = row[lane] * (FF_TT)s->gain[j];
         else
-            for (int lane = 0; lane < LANES; lane++)
-                to[lane] = (FF_TT)((double)row[lane] * (constant[lane] + rise[lane] * own) / (variance[lane] + slope[lane] * own));
+            for (int lane = 0; lane < LANES; lane++) to[lane] = row[lane] * (FF_TT)s->gains[j * LANES + lane];
         for (int lane = 0; lane < LANES; lane++) sums[lane] += (double)to[lane];
     }
     for (int lane = 0; lane < LANES; lane++) gain[lane] = sums[lane];
@@ -498,7 +497,7 @@ static void NAME_ST(batch_weigh)(const ff_job *job, NAME_ST(batch_scratch) * s, 
     if (sharp == LANES) return;
 
     double gains[LANES];
-    NAME_ST(batch_weights)(job, s, records, start, points, logit, largest, total, first, second, gains);
+    NAME_ST(batch_weights)(job, s, points, logit, largest, total, first, second, gains);
     for (int lane = 0; lane < lanes; lane++) {
         const treatment *b = records + lane;
         if (b->sharp) continue;

@@ -5,7 +5,6 @@
 #include <string.h>
 
 #include "../ff_internal.h"
-#include "../simd/exp.h"
 
 #define FF_PASTE_(a, b) a##b
 #define FF_PASTE(a, b) FF_PASTE_(a, b)
@@ -25,6 +24,8 @@
 #define FF_LANES_T FF_PASTE(LANES_OF_, FF_T)
 
 #define FF_UNROLL _Pragma("GCC unroll 16")
+
+#include "../simd/exp.h"
 
 typedef float f32_t;
 typedef double f64_t;

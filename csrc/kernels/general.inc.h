@@ -519,6 +519,20 @@ static void general_products(const ff_job *job, general_scratch *s, general_head
     general_vectors(job, s, head, s->psi, points, mean, gained);
     general_scale(mean, size, totals);
     if (gained) general_scale(gained, size, totals);
+    /* What the weighted psi sum up to, zero but for rounding, times the averages. */
+    for (int v = MEAN; v <= (plan.pointwise ? GAINED : MEAN); v++) {
+        const double *average = general_vector(&plan, values, v, size);
+        double *product = v == MEAN ? mean : gained;
+        FOR_HALVES {
+            f64v sum = f64_set1(0.0);
+            for (int64_t j = 0; j < points; j++) sum = f64_add(sum, f64_load(s->psi + j * GL + h * GH));
+            const f64v drift = f64_div(sum, f64_load(totals + h * GH));
+            for (int64_t k = 0; k < size; k++) {
+                const int64_t at = k * GL + h * GH;
+                f64_store(product + at, f64_fnma(drift, f64_load(average + at), f64_load(product + at)));
+            }
+        }
+    }
     if (!plan.by_direction) return;
     const ff_data *data = &job->points->data;
     const double *u = general_rows(job, head, ROWS_U), *gammas = general_rows(job, head, ROWS_GAMMA);

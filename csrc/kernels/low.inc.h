@@ -67,17 +67,20 @@ static inline void low_leave_out(const int64_t *without, int64_t points, double 
 }
 
 /* exact_logit for the half h of a panel, and gamma_j. */
-static inline f64v low_own_logit(low_scratch *s, int64_t j, int h, int size, f64v distance) {
+static inline f64v low_own_logit(low_scratch *s, int64_t j, int h, int size, int narrow, f64v distance) {
     const int at = h * F64_LANES;
     const f64v slope = f64_load(s->slope + at), own = f64_set1(s->own[j]), half = f64_set1(0.5);
     const f64v beyond = f64_mul(f64_mul(f64_load(s->excess + at), slope), f64_set1(s->widest - s->own[j]));
     distance = f64_mul(half, f64_add(distance, beyond));
     if (s->one_time) return f64_fnma(distance, f64_set1(s->inverse[j]), f64_set1(s->log_mass[j]));
-    const f64v variance = f64_fma(slope, own, f64_load(s->variance + at)), inverse = f64_div(f64_set1(1.0), variance);
+    f64v inverse;
+    /* off by 5e-9 at most for float32 queries, and by 8 times that in the logit */
+    const f64v log_variance = f64_log_inverse(f64_fma(slope, own, f64_load(s->variance + at)), narrow ? 9 : 21,
+                                              &inverse);
     const f64v gain = f64_fma(f64_load(s->gain_slope + at), own, f64_load(s->gain_constant + at));
     f64_store(s->gains + j * FF_LOW_LANES + at, f64_mul(gain, inverse));
-    const f64v determinant = f64_mul(f64_set1(0.5 * size), f64_log(variance));
-    return f64_fnma(distance, inverse, f64_sub(f64_set1(s->log_mass[j]), determinant));
+    const f64v mass = f64_fnma(f64_set1(0.5 * size), log_variance, f64_set1(s->log_mass[j]));
+    return f64_fnma(distance, inverse, mass);
 }
 
 /* One panel of queries over the tile. The last five arguments are constants in the calls below, so that loops over
@@ -116,7 +119,7 @@ static inline __attribute__((always_inline)) void low_panel(low_scratch *s, int6
         const f64v mass = f64_set1(s->log_mass[j]);
         FF_UNROLL
         for (int h = 0; h < 2; h++) {
-            const f64v logit = pointwise ? low_own_logit(s, j, h, size, distance[h])
+            const f64v logit = pointwise ? low_own_logit(s, j, h, size, narrow, distance[h])
                                          : f64_fnma(precision[h], distance[h], mass);
             f64_store(logits + j * FF_LOW_LANES + h * L, logit);
             largest[h] = f64_max(largest[h], logit);
@@ -192,7 +195,8 @@ static void low_run(low_scratch *s, int64_t points, double *sum, partial *partia
     double *logits = s->logit;
 #define LOW_CASE(n)                                                                                         \
     if (size == n && !far && !spread) {                                                                     \
-        if (pointwise) low_panel(s, points, logits, sum, partials, lanes, n, 0, narrow, 0, 1);              \
+        if (pointwise && narrow) low_panel(s, points, logits, sum, partials, lanes, n, 0, 1, 0, 1);         \
+        else if (pointwise) low_panel(s, points, logits, sum, partials, lanes, n, 0, 0, 0, 1);              \
         else if (narrow) low_panel(s, points, logits, sum, partials, lanes, n, 0, 1, 0, 0);                 \
         else low_panel(s, points, logits, sum, partials, lanes, n, 0, 0, 0, 0);                             \
         return;                                                                                             \

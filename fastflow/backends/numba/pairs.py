@@ -117,11 +117,11 @@ class Space(NamedTuple):
 # --- sums over a tile, along each point or across them ---------------------------------------------------------------
 
 
-@jit(forceinline=True)
-def _centred(value, centre):
-    """`value - centre` in float64. By itself, so that no sum that may change its order takes it apart: the difference
-    to a mean would round as the centre does."""
-    return np.float64(value) - centre
+@jit(forceinline=True, fastmath={"contract"})
+def _residual(base, factor, value, centre):
+    """`base - factor (value - centre)`, in this order. By itself, so that no sum that may change its order takes it
+    apart: were `base` and `centre` put together, the result would round as the centre does."""
+    return base - factor * (np.float64(value) - centre)
 
 
 @jit(fastmath=SUM)
@@ -146,8 +146,8 @@ def _squares(tile, count, base, factor, out):
             total = other_total = 0.0
             for k in range(base.size):
                 value, slope, middle = base[k], factor[k], centre[k]
-                residual = value - slope * _centred(row[k], middle)
-                other_residual = value - slope * _centred(other[k], middle)
+                residual = _residual(value, slope, row[k], middle)
+                other_residual = _residual(value, slope, other[k], middle)
                 total += residual * residual
                 other_total += other_residual * other_residual
             out[i], out[i + 1] = total, other_total
@@ -155,7 +155,7 @@ def _squares(tile, count, base, factor, out):
             row = values[tile.rows[i]]
             total = 0.0
             for k in range(base.size):
-                residual = base[k] - factor[k] * _centred(row[k], centre[k])
+                residual = _residual(base[k], factor[k], row[k], centre[k])
                 total += residual * residual
             out[i] = total
 
@@ -175,7 +175,7 @@ def _dots(tile, count, vector, out):
             row = values[tile.rows[i]]
             total = 0.0
             for k in range(vector.size):
-                total += vector[k] * _centred(row[k], centre[k])
+                total += vector[k] * (np.float64(row[k]) - centre[k])
             out[i] = total
 
 
@@ -195,7 +195,7 @@ def _trace(tile, count, weights, mean):
             row = values[tile.rows[i]]
             total = 0.0
             for k in range(mean.size):
-                deviation = _centred(row[k], centre[k]) - mean[k]
+                deviation = _residual(mean[k], 1.0, row[k], centre[k])
                 total += deviation * deviation
             trace += weights[i] * total
     return trace
@@ -220,7 +220,7 @@ def _cross_traces(tile, gained, count, weights, mean, gained_mean):
             product = total = 0.0
             for k in range(mean.size):
                 deviation = other_row[k] - gained_mean[k]
-                product += (_centred(row[k], centre[k]) - mean[k]) * deviation
+                product -= _residual(mean[k], 1.0, row[k], centre[k]) * deviation
                 total += deviation * deviation
             cross += weights[i] * product
             trace += weights[i] * total
@@ -247,15 +247,15 @@ def _weighted(tile, count, weights, base, factor, out):
             wa, wb, wc, wd = weights[i], weights[i + 1], weights[i + 2], weights[i + 3]
             for k in range(base.size):
                 value, middle = base[k], centre[k]
-                total = wa * (value - factor * _centred(a[k], middle))
-                total += wb * (value - factor * _centred(b[k], middle))
-                total += wc * (value - factor * _centred(c[k], middle))
-                total += wd * (value - factor * _centred(d[k], middle))
+                total = wa * _residual(value, factor, a[k], middle)
+                total += wb * _residual(value, factor, b[k], middle)
+                total += wc * _residual(value, factor, c[k], middle)
+                total += wd * _residual(value, factor, d[k], middle)
                 out[k] += total
         for i in range(whole, count):
             a, wa = values[tile.rows[i]], weights[i]
             for k in range(base.size):
-                out[k] += wa * (base[k] - factor * _centred(a[k], centre[k]))
+                out[k] += wa * _residual(base[k], factor, a[k], centre[k])
 
 
 @jit(fastmath={"contract"})
@@ -271,7 +271,7 @@ def _gained_residuals(tile, count, e, beta, gain, positions, direction_gain, out
         for i in range(count):
             row, gained, factor = values[tile.rows[i]], out[i], gain[positions[i]]
             for k in range(e.size):
-                residual = e[k] - beta * _centred(row[k], centre[k])
+                residual = _residual(e[k], beta, row[k], centre[k])
                 gained[k] = factor * (direction_gain[k] * residual)
 
 
@@ -343,7 +343,7 @@ def _turn(tile, count, base, factor, axes, positions, out):
             row, turned = values[tile.rows[i]], out[j]
             turned[:] = 0.0
             for d in range(size):
-                residual, axis = base[d] - factor[d] * _centred(row[d], centre[d]), axes[j, d]
+                residual, axis = _residual(base[d], factor[d], row[d], centre[d]), axes[j, d]
                 for k in range(size):
                     turned[k] += residual * axis[k]
 
@@ -354,9 +354,9 @@ def _turn_back(tile, count, gains, axes, out):
     values, size = tile.values, axes.shape[1]
     if tile.by_direction:
         out[:, :count] = 0.0
-        for d in range(values.shape[0]):
+        for d in range(size):
             back = out[d]
-            for k in range(values.shape[0]):
+            for k in range(size):
                 axis, line, gain = axes[d, k], values[k], gains[k]
                 for i in range(count):
                     back[i] += axis[i] * (gain[i] * line[i])
@@ -699,7 +699,8 @@ def _prepare(queries, e, widths, centre, direction, factors, vectors, scalars):
                 own[BASE, k] *= math.sqrt(inverse)
                 own[FACTOR, k] *= math.sqrt(inverse)
                 own[DIRECTION_GAIN, k] = (query.gain + query.gain_slope * widths.largest[k]) * inverse
-            scalars[b, AVERAGE_GAIN] += own[DIRECTION_GAIN, k] / size
+            scalars[b, AVERAGE_GAIN] += own[DIRECTION_GAIN, k]
+        scalars[b, AVERAGE_GAIN] /= size
         if direction.size:
             of_residual, of_gained, of_mean = factors[:, b]
             scalars[b, OF_GAINED] = of_gained

@@ -11,6 +11,7 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import types
+from numba.core.cpu import CPUTargetOptions
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic, overload
 
@@ -23,6 +24,13 @@ VECTOR_BYTES = 64 if "+avx512f" in _FEATURES else 32 if "+avx" in _FEATURES else
 FUSED = "+fma" in _FEATURES if _X86 else True  # whether there is a fused multiply-add
 
 
+# What is not given numba takes from whichever function happens to call first, so all is given. Without `_nrt` arrays
+# are not counted in and out of every function that takes them, by atomic operations on counters that threads share:
+# compiled code makes no arrays here, and its callers hold what they pass.
+_SETTINGS = {"nogil": True, "error_model": "numpy", "fastmath": False, "forceinline": False}
+if hasattr(CPUTargetOptions, "_nrt"):
+    _SETTINGS["_nrt"] = False
+
 _SOURCES = sorted(Path(__file__).parent.glob("*.py"))
 _STAMP = hashlib.sha256(b"".join(path.read_bytes() for path in _SOURCES)).digest()
 
@@ -31,7 +39,7 @@ def jit(**options):
     """`numba.njit` without the GIL, cached on disk where there is a place for it."""
 
     def decorate(function):
-        settings = {"nogil": True, "error_model": "numpy", "fastmath": False, "_nrt": False, **options}
+        settings = {**_SETTINGS, **options}
         try:
             compiled = numba.njit(cache=True, **settings)(function)
         except RuntimeError:  # no directory to write the cache into
