@@ -70,7 +70,7 @@ def extensions():
     import numpy
     from Cython.Build import cythonize
 
-    depends = sorted(str(p) for pattern in ("**/*.h", "**/*.def") for p in CSRC.glob(pattern))
+    depends = sorted(str(p) for pattern in ("**/*.h", "**/*.c", "**/*.def") for p in CSRC.glob(pattern))
     native = Extension(
         "fastflow.backends.native",
         ["fastflow/backends/native.pyx"],

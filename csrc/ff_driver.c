@@ -59,7 +59,8 @@ typedef struct {
 } preparation;
 
 /* The centre is the median, in each dimension, of points sampled evenly by mass: a few points far from all others do not
-   move it, as they would the mean, and it needs no pass over the data. */
+   move it, as they would the mean, and it needs no pass over the data. Of two in the middle it is the one nearer to zero:
+   a cluster there has the smaller velocities, in which the rounding of offsets shows more. */
 enum { CENTRE_SAMPLE = 64 };
 
 static int sample_points(const ff_points *points, int64_t *sample) {
@@ -91,8 +92,9 @@ static void find_centre(ff_points *points) {
                                                     : ((const double *)points->data.data)[at];
         }
         qsort(values, (size_t)count, sizeof *values, ascending);
-        points->centre[k] = values[count / 2];
-        points->narrow_centre[k] = (float)values[count / 2];
+        const double low = values[(count - 1) / 2], high = values[count / 2];
+        points->centre[k] = fabs(low) < fabs(high) ? low : high;
+        points->narrow_centre[k] = (float)points->centre[k];
     }
 }
 
