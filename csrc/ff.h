@@ -18,7 +18,7 @@
 extern "C" {
 #endif
 
-#define FF_ABI_VERSION 2
+#define FF_ABI_VERSION 3
 
 typedef enum {
     FF_OK = 0,
@@ -27,15 +27,17 @@ typedef enum {
 #undef FF_ERROR
 } ff_status;
 
-typedef enum { FF_FLOAT32 = 0, FF_FLOAT64 = 1 } ff_dtype;
+/* Types of stored values. Queries and results are of one of the first two. */
+typedef enum { FF_FLOAT32, FF_FLOAT64, FF_FLOAT16, FF_BFLOAT16, FF_UINT8, FF_INT8 } ff_dtype;
 
 typedef struct ff_points ff_points;
 
-/* A data set: data is (rows, size), row-major, and the points are its rows index[0..count-1] (all of them, in order,
-   where index is NULL). */
+/* A data set: data is (rows, size), row-major, and the points are scale times its rows index[0..count-1] (all of them,
+   in order, where index is NULL) plus offset. */
 typedef struct {
     const void *data;
     ff_dtype dtype;
+    double scale, offset;       /* scale is not zero; 1 and 0 leave the values as they are */
     int64_t count, size;
     const int64_t *index;
     const double *log_mass;     /* (count), or NULL for equal masses */

@@ -137,7 +137,7 @@ static void NAME_ST(batch_begin)(const ff_job *job, int64_t start, int64_t stop,
         for (int64_t j = 0; j < count; j++) {
             const FF_STORED *row = NAME_S(row)(points, start + j) + from;
             FF_TT *to = tile + j * BATCH_SLICE;
-            for (int64_t k = 0; k < filled; k++) to[k] = (FF_TT)row[k] - centre[k];
+            for (int64_t k = 0; k < filled; k++) to[k] = (FF_TT)VALUE(row[k]) - centre[k];
             for (int64_t k = filled; k < BATCH_SLICE; k++) to[k] = 0;
         }
         memset(tile + count * BATCH_SLICE, 0, (size_t)((rows - count) * BATCH_SLICE) * sizeof *tile);
@@ -147,7 +147,7 @@ static void NAME_ST(batch_begin)(const ff_job *job, int64_t start, int64_t stop,
         s->log_mass[j] = (FF_TT)fmax(log_mass(points, start + j), FF_DEAD_T);
     }
     if (!job->pointwise || job->queries->stride != 0) return;
-    const coefficients c = query_numbers(job->queries, 0);
+    const coefficients c = query_numbers(points, job->queries, 0);
     for (int64_t j = 0; j < count; j++) {
         const double variance = own_variance(points, &c, start + j);
         s->inverse[j] = 1.0 / variance;

@@ -262,7 +262,7 @@ static void NAME_S(low_begin)(const ff_job *job, int64_t start, int64_t stop, vo
     const int64_t size = points->size;
     for (int64_t j = start; j < stop; j++) {
         const FF_STORED *row = NAME_S(row)(points, j);
-        for (int64_t k = 0; k < size; k++) s->point[(j - start) * size + k] = (double)row[k] - points->centre[k];
+        for (int64_t k = 0; k < size; k++) s->point[(j - start) * size + k] = (double)VALUE(row[k]) - points->centre[k];
         s->log_mass[j - start] = log_mass(points, j);
     }
     if (!job->pointwise) return;
@@ -270,7 +270,7 @@ static void NAME_S(low_begin)(const ff_job *job, int64_t start, int64_t stop, vo
     s->widest = points->widest[0];
     memcpy(s->own, points->data.variance + start, (size_t)(stop - start) * sizeof *s->own);
     if (!s->one_time) return;
-    const coefficients c = query_numbers(job->queries, 0);
+    const coefficients c = query_numbers(points, job->queries, 0);
     for (int64_t j = start; j < stop; j++) {
         const double variance = own_variance(points, &c, j);
         s->inverse[j - start] = 1.0 / variance;

@@ -118,7 +118,7 @@ static void NAME_S(low_few_begin)(const ff_job *job, int64_t start, int64_t stop
         const int filler = start + j >= stop; /* points without mass, to whole vectors */
         const FF_STORED *row = NAME_S(row)(points, filler ? stop - 1 : start + j);
         for (int64_t k = 0; k < points->size; k++)
-            s->column[k * LOW_CHUNK + j] = (double)row[k] - points->centre[k];
+            s->column[k * LOW_CHUNK + j] = (double)VALUE(row[k]) - points->centre[k];
         s->own[j] = job->pointwise ? points->data.variance[filler ? stop - 1 : start + j] : 0.0;
         s->log_mass[j] = filler ? FF_LEFT_OUT : log_mass(points, start + j);
     }

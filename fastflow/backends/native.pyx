@@ -22,11 +22,17 @@ cdef extern from "ff.h" nogil:
     ctypedef enum ff_dtype:
         FF_FLOAT32
         FF_FLOAT64
+        FF_FLOAT16
+        FF_BFLOAT16
+        FF_UINT8
+        FF_INT8
     ctypedef struct ff_points:
         pass
     ctypedef struct ff_data:
         const void *data
         ff_dtype dtype
+        double scale
+        double offset
         int64_t count
         int64_t size
         const int64_t *index
@@ -117,7 +123,18 @@ def load():
     )
 
 
+_STORED = {
+    "float32": FF_FLOAT32,
+    "float64": FF_FLOAT64,
+    "float16": FF_FLOAT16,
+    "bfloat16": FF_BFLOAT16,
+    "uint8": FF_UINT8,
+    "int8": FF_INT8,
+}
+
+
 cdef ff_dtype _dtype(cnp.ndarray array):
+    """Of queries."""
     return FF_FLOAT32 if cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT32 else FF_FLOAT64
 
 
@@ -141,7 +158,8 @@ cdef class Native:
         self.count, self.size = points.count, points.data.shape[1]
         cdef ff_data data
         data.data = _pointer(points.data)
-        data.dtype = _dtype(points.data)
+        data.dtype = _STORED[points.data.dtype.name]
+        data.scale, data.offset = points.scale, points.offset
         data.count, data.size = self.count, self.size
         data.index = <int64_t *>_pointer(points.index)
         data.log_mass = <double *>_pointer(points.log_mass)
