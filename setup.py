@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -42,8 +43,9 @@ class BuildExtension(build_ext):
             link.append(sanitize)
         ext.extra_link_args = link
         try:
-            for source in sorted(str(path) for path in [*CSRC.glob("*.c"), *CSRC.glob("isa/*.c")]):
-                ext.extra_objects += self.compiler.compile(
+
+            def compiled(source):
+                return self.compiler.compile(
                     [source],
                     output_dir=self.build_temp,
                     include_dirs=ext.include_dirs,
@@ -51,6 +53,11 @@ class BuildExtension(build_ext):
                     extra_postargs=common + isa_flags(source),
                     depends=ext.depends,
                 )
+
+            sources = sorted(str(path) for path in [*CSRC.glob("*.c"), *CSRC.glob("isa/*.c")])
+            with ThreadPoolExecutor(os.cpu_count()) as pool:  # each file of an instruction set takes half a minute
+                for objects in pool.map(compiled, sources):
+                    ext.extra_objects += objects
             super().build_extension(ext)
         except Exception as error:
             if flag("FASTFLOW_REQUIRE_EXTENSION"):

@@ -145,6 +145,12 @@ static inline double own_gain(const ff_points *points, const coefficients *c, in
     return (c->gain_constant + c->gain_slope * points->data.variance[j]) / own_variance(points, c, j);
 }
 
+/* Whether logarithms of D_j over that of the narrowest may be taken in float32: it holds every such ratio, at any time. */
+static inline int quick_log(const ff_job *job) {
+    const ff_points *points = job->points;
+    return job->pointwise && points->widest[0] <= 1e30 * points->narrowest;
+}
+
 /* The logit of a point from its d_j, short of the base. */
 static inline double exact_logit(const ff_points *points, const coefficients *c, int64_t j, double distance) {
     if (!points->data.variance) return log_mass(points, j) - c->precision * distance;

@@ -29,6 +29,7 @@ typedef __m256d f64v;
 
 FF_AVX2_OPS(f32, ps, float, __m256)
 FF_AVX2_OPS(f64, pd, double, __m256d)
+static inline f32v f32_sqrt(f32v v) { return _mm256_sqrt_ps(v); }
 #undef FF_AVX2_OPS
 
 /* 2^n from the low bits of the biased integer that a sum with a large constant leaves behind */
@@ -45,6 +46,12 @@ static inline f64v f64_mantissa(f64v x, f64v *exponent) {
     const __m256i large = _mm256_castpd_si256(f64_set1(0x1p52)); /* adding n to its bits adds n to it */
     *exponent = f64_sub(_mm256_castsi256_pd(_mm256_or_si256(n, large)), f64_set1(0x1p52 + 1023.0));
     return _mm256_castsi256_pd(_mm256_sub_epi64(bits, _mm256_slli_epi64(_mm256_sub_epi64(n, _mm256_set1_epi64x(1023)), 52)));
+}
+static inline f32v f32_mantissa(f32v x, f32v *exponent) {
+    const __m256i bits = _mm256_castps_si256(x), low = _mm256_castps_si256(f32_set1(0.75f));
+    const __m256i n = _mm256_srai_epi32(_mm256_sub_epi32(bits, low), 23);
+    *exponent = _mm256_cvtepi32_ps(n);
+    return _mm256_castsi256_ps(_mm256_sub_epi32(bits, _mm256_slli_epi32(n, 23)));
 }
 static inline double f64_sum(f64v v) {
     __m128d pair = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));

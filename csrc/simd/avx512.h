@@ -27,6 +27,7 @@ typedef __m512d f64v;
 
 FF_AVX512_OPS(f32, ps, float, __m512)
 FF_AVX512_OPS(f64, pd, double, __m512d)
+static inline f32v f32_sqrt(f32v v) { return _mm512_sqrt_ps(v); }
 #undef FF_AVX512_OPS
 
 /* 2^n from the low bits of the biased integer that a sum with a large constant leaves behind */
@@ -43,6 +44,12 @@ static inline f64v f64_mantissa(f64v x, f64v *exponent) {
     const __m512i large = _mm512_castpd_si512(f64_set1(0x1p52)); /* adding n to its bits adds n to it */
     *exponent = f64_sub(_mm512_castsi512_pd(_mm512_or_si512(n, large)), f64_set1(0x1p52 + 1023.0));
     return _mm512_castsi512_pd(_mm512_sub_epi64(bits, _mm512_slli_epi64(_mm512_sub_epi64(n, _mm512_set1_epi64(1023)), 52)));
+}
+static inline f32v f32_mantissa(f32v x, f32v *exponent) {
+    const __m512i bits = _mm512_castps_si512(x), low = _mm512_castps_si512(f32_set1(0.75f));
+    const __m512i n = _mm512_srai_epi32(_mm512_sub_epi32(bits, low), 23);
+    *exponent = _mm512_cvtepi32_ps(n);
+    return _mm512_castsi512_ps(_mm512_sub_epi32(bits, _mm512_slli_epi32(n, 23)));
 }
 static inline double f64_sum(f64v v) { return _mm512_reduce_add_pd(v); }
 

@@ -42,6 +42,9 @@ FF_PLAIN_OPS(f32, float, f32v, i32v, 23)
 FF_PLAIN_OPS(f64, double, f64v, i64v, 52)
 #undef FF_PLAIN_OPS
 
+static inline f32v f32_sqrt(f32v v) {
+    return (f32v){__builtin_sqrtf(v[0]), __builtin_sqrtf(v[1]), __builtin_sqrtf(v[2]), __builtin_sqrtf(v[3])};
+}
 static inline f32v f32_from_f64(f64v low, f64v high) {
     return (f32v){(float)low[0], (float)low[1], (float)high[0], (float)high[1]};
 }
@@ -53,6 +56,11 @@ static inline f64v f64_mantissa(f64v x, f64v *exponent) {
     const i64v large = (i64v)f64_set1(0x1p52); /* adding n to its bits adds n to it */
     *exponent = (f64v)(n | large) - f64_set1(0x1p52 + 1023.0);
     return (f64v)(bits - ((n - 1023) << 52));
+}
+static inline f32v f32_mantissa(f32v x, f32v *exponent) {
+    const i32v bits = (i32v)x, n = (bits - (i32v)f32_set1(0.75f)) >> 23;
+    *exponent = __builtin_convertvector(n, f32v);
+    return (f32v)(bits - (n << 23));
 }
 static inline double f64_sum(f64v v) { return v[0] + v[1]; }
 #define f64_load_f64 f64_load
