@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import _arrays, likelihood, mixtures, samplers, schedules, stochastic, training
+from ._interop import follows
 from .backends import Points, Tangent, Want, choose, choose_again
 from .model import Model, factorise, target_range
 from .moments import NAMES, VECTORS, Moments, checked
@@ -207,6 +208,7 @@ class VelocityField:
         """Same as `velocity`."""
         return self.velocity(x, t, **options)
 
+    @follows("x")
     def velocity(self, x: Any, t: Any, *, out: np.ndarray | None = None, **options: Any) -> np.ndarray:
         """The optimal velocity `E[alpha' x_i + beta' x_f | x]` (Gao 3.2, Fan 46).
 
@@ -225,14 +227,17 @@ class VelocityField:
         """
         return self._evaluate(x, t, ("velocity",), out=out, **options)["velocity"]
 
+    @follows("x")
     def target_mean(self, x: Any, t: Any, **options: Any) -> np.ndarray:
         """`E[x_f | x]`, the denoiser (Fan 21); at t = 1 without variance the nearest data point (Gao 4.11)."""
         return self._evaluate(x, t, ("target_mean",), **options)["target_mean"]
 
+    @follows("x")
     def source_mean(self, x: Any, t: Any, **options: Any) -> np.ndarray:
         """`E[x_i | x]`, the noise prediction (Fan 21); at t = 1 without variance its value `m_i` (Fan 9)."""
         return self._evaluate(x, t, ("source_mean",), **options)["source_mean"]
 
+    @follows("x")
     def score(self, x: Any, t: Any, **options: Any) -> np.ndarray:
         """`grad_x log p_t(x)`, shape and dtype of x.
 
@@ -240,18 +245,22 @@ class VelocityField:
         """
         return self._evaluate(x, t, ("score",), **options)["score"]
 
+    @follows("x")
     def log_density(self, x: Any, t: Any, **options: Any) -> np.ndarray:
         """`log p_t(x)` in nats (Gao 4.3), (B,); at t = 1 without variance +inf on a data point and -inf elsewhere."""
         return self._evaluate(x, t, ("log_density",), **options)["log_density"]
 
+    @follows("x")
     def entropy(self, x: Any, t: Any, **options: Any) -> np.ndarray:
         """Entropy of the posterior weights, `-sum_j w_j log w_j` in nats, (B,)."""
         return self._evaluate(x, t, ("entropy",), **options)["entropy"]
 
+    @follows("x")
     def effective_sample_size(self, x: Any, t: Any, **options: Any) -> np.ndarray:
         """`1 / sum_j w_j^2`, between 1 and N, (B,)."""
         return self._evaluate(x, t, ("effective_sample_size",), **options)["effective_sample_size"]
 
+    @follows("x")
     def velocity_variance(self, x: Any, t: Any, **options: Any) -> np.ndarray:
         """`tr Cov(v_s | x)`, the variance of the conditional velocity `alpha' x_i + beta' x_f` given x (Wu 3), (B,).
 
@@ -260,10 +269,12 @@ class VelocityField:
         """
         return self._evaluate(x, t, ("velocity_variance",), **options)["velocity_variance"]
 
+    @follows("x")
     def divergence(self, x: Any, t: Any, **options: Any) -> np.ndarray:
         """`div_x v(x, t)`, exact, (B,). Refused at t = 1 without variance, where it is infinite."""
         return self._evaluate(x, t, ("divergence",), **options)["divergence"]
 
+    @follows("x")
     def evaluate(
         self,
         x: Any,
@@ -296,6 +307,7 @@ class VelocityField:
 
     # Products with matrices -----------------------------------------------------------------------------------
 
+    @follows("x")
     def jvp(self, x: Any, t: Any, u: Any, **options: Any) -> np.ndarray:
         """`(dv/dx) u`: how the velocity changes along u, without forming the Jacobian.
 
@@ -309,6 +321,7 @@ class VelocityField:
         """
         return self._product("jvp", x, t, u, **options)
 
+    @follows("x")
     def vjp(self, x: Any, t: Any, u: Any, **options: Any) -> np.ndarray:
         """`(dv/dx)^T u`, the gradient of `u . v(x, t)` in x. Arguments and result as for `jvp`.
 
@@ -316,12 +329,14 @@ class VelocityField:
         """
         return self._product("vjp", x, t, u, **options)
 
+    @follows("x")
     def target_covariance_product(self, x: Any, t: Any, u: Any, **options: Any) -> np.ndarray:
         """`Cov(x_f | x) u`, the posterior covariance of the target times u. Arguments and result as for `jvp`."""
         return self._product("target_covariance_product", x, t, u, **options)
 
     # Posterior weights ----------------------------------------------------------------------------------------
 
+    @follows("x")
     @_quiet
     def weights(self, x: Any, t: Any, *, label: Any = None, subset: Any = None, exclude: Any = None) -> np.ndarray:
         """The posterior weights `w_j(x, t)` (Fan 32), dense, (B, N) float64. Each row sums to one.
@@ -348,6 +363,7 @@ class VelocityField:
                 weights[rows[:, None], part.points.index] = block
         return weights.reshape(*q.batch_shape, self.num_points)
 
+    @follows("x")
     @_quiet
     def top_k(
         self, x: Any, t: Any, k: int, *, label: Any = None, subset: Any = None, exclude: Any = None
@@ -380,6 +396,7 @@ class VelocityField:
 
     # Draws ----------------------------------------------------------------------------------------------------
 
+    @follows("x")
     @_quiet
     def posterior_sample(
         self,
@@ -418,6 +435,7 @@ class VelocityField:
             indices[rows] = found if part.points.index is None else part.points.index[found]
         return indices.reshape(q.batch_shape)
 
+    @follows("x")
     def posterior_draw(
         self,
         x: Any,
@@ -470,6 +488,7 @@ class VelocityField:
 
         return moments.map(public)
 
+    @follows("x")
     @_quiet
     def finish(
         self, moments: Moments, x: Any, t: Any, quantities: Sequence[str] = ("velocity",)
@@ -502,6 +521,7 @@ class VelocityField:
 
     # Sampling -------------------------------------------------------------------------------------------------
 
+    @follows("num_or_x0")
     def sample(
         self,
         num_or_x0: Any,
@@ -586,6 +606,7 @@ class VelocityField:
             guidance=guidance,
         )
 
+    @follows("x")
     def encode(
         self, x: Any, *, t: float | None = None, steps: Any = 50, method: str = "dopri5", **options: Any
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
@@ -603,6 +624,7 @@ class VelocityField:
         """
         return likelihood.encode(self, x, t=t, steps=steps, method=method, **options)
 
+    @follows("x")
     def log_likelihood(
         self,
         x: Any,
@@ -661,6 +683,7 @@ class VelocityField:
 
     # Training -------------------------------------------------------------------------------------------------
 
+    @follows("x")
     def targets(
         self,
         x: Any,
@@ -696,6 +719,7 @@ class VelocityField:
             self, x, t, num_subset=num_subset, index=index, rng=rng, label=label, quantity=quantity, out=out
         )
 
+    @follows("t")
     def training_batch(
         self,
         batch_size: int,

@@ -1,0 +1,236 @@
+"""Other array libraries at the border: their arrays in as NumPy views, NumPy results out as theirs.
+
+PyTorch and JAX are known by name, everything else that speaks DLPack by that protocol. Nothing here imports a library:
+whoever passes its arrays has loaded it. What a call gets back follows its leading argument (`follows`); all other
+arguments only have to be readable (`as_numpy`).
+
+Memory is shared where the library allows: CPU tensors of PyTorch both ways, JAX arrays on the way in and, where
+their alignment serves JAX, on the way out. What lies on an accelerator is copied over and back, which is said once.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ._optional import require
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+_DLPACK_CPU = 1  # kDLCPU
+
+
+class _Torch:
+    """PyTorch."""
+
+    @staticmethod
+    def owns(value: Any) -> bool:
+        return isinstance(value, getattr(sys.modules.get("torch"), "Tensor", ()))
+
+    @staticmethod
+    def tracks(value: Any) -> bool:
+        """Whether gradients are recorded through `value`, or it stands for others in a transformation of a function."""
+        torch = sys.modules["torch"]
+        if torch.compiler.is_compiling() or (value.requires_grad and torch.is_grad_enabled()):
+            return True
+        try:
+            value.data_ptr()
+        except RuntimeError:  # no memory of its own: inside of `vmap`, `jvp`, ...
+            return True
+        return False
+
+    @classmethod
+    def to_numpy(cls, name: str, value: Any) -> np.ndarray:
+        torch = sys.modules["torch"]
+        if cls.tracks(value):
+            raise TypeError(
+                f"{name} requires grad or is inside of a transformation such as vmap, which only the velocity takes, "
+                f"and for x alone (fastflow.adapters.torch); accepted here is {name}.detach(), outside of those"
+            )
+        if value.device.type != "cpu":
+            _warn_of_copies("PyTorch", value.device)
+        if value.dtype == torch.bfloat16:  # which NumPy has from elsewhere
+            bits = value.detach().view(torch.int16).numpy(force=True)
+            return bits.view(require("ml_dtypes", "torch").bfloat16)
+        return value.numpy(force=True)
+
+    @staticmethod
+    def from_numpy(array: np.ndarray, like: Any) -> Any:
+        torch = sys.modules["torch"]
+        array = np.require(array, requirements=("C", "W"))
+        if array.dtype.name == "bfloat16":
+            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16).to(like.device)
+        if like.device.type == "mps" and array.dtype == np.float64:  # which that device has not
+            array = array.astype(np.float32)
+        return torch.from_numpy(array).to(like.device)
+
+
+class _Jax:
+    """JAX. Without its x64 mode, float64 results become float32 and int64 ones int32, as everywhere in JAX."""
+
+    @staticmethod
+    def owns(value: Any) -> bool:
+        return isinstance(value, getattr(sys.modules.get("jax"), "Array", ()))
+
+    @staticmethod
+    def tracks(value: Any) -> bool:
+        return isinstance(value, sys.modules["jax"].core.Tracer)
+
+    @classmethod
+    def to_numpy(cls, name: str, value: Any) -> np.ndarray:
+        if cls.tracks(value):
+            raise TypeError(
+                f"{name} is traced by a transformation of JAX and has no values yet; accepted are arrays with values, "
+                "and inside jit, grad, vmap and others what fastflow.adapters.jax offers"
+            )
+        device = next(iter(value.devices()))
+        if device.platform != "cpu":
+            _warn_of_copies("JAX", device)
+        return np.asarray(value)
+
+    @staticmethod
+    def from_numpy(array: np.ndarray, like: Any) -> Any:
+        devices = like.devices()
+        device = next(iter(devices)) if len(devices) == 1 and like.committed else None
+        return sys.modules["jax"].numpy.asarray(array, device=device)
+
+
+class _DLPack:
+    """Any other library, by the DLPack protocol and the array API standard."""
+
+    @staticmethod
+    def owns(value: Any) -> bool:
+        return hasattr(value, "__dlpack__") and hasattr(value, "__dlpack_device__")
+
+    @staticmethod
+    def tracks(value: Any) -> bool:
+        return False
+
+    @classmethod
+    def to_numpy(cls, name: str, value: Any) -> np.ndarray:
+        try:
+            if value.__dlpack_device__()[0] == _DLPACK_CPU:
+                return np.from_dlpack(value)
+            _warn_of_copies(type(value).__module__.partition(".")[0], getattr(value, "device", "an accelerator"))
+            return np.from_dlpack(value, device="cpu")
+        except (BufferError, RuntimeError, TypeError, ValueError) as error:
+            raise TypeError(
+                f"{name} cannot be read by DLPack ({type(error).__name__}: {error}); accepted are arrays of real "
+                "numbers in or copied to the memory of the CPU"
+            ) from error
+
+    @staticmethod
+    def from_numpy(array: np.ndarray, like: Any) -> Any:
+        """An array of the library of `like`; NumPy's where that library takes none by DLPack."""
+        if hasattr(like, "__array_namespace__"):
+            library = like.__array_namespace__()
+        else:
+            library = sys.modules.get(type(like).__module__.partition(".")[0])
+        if not hasattr(library, "from_dlpack"):
+            return array
+        array = np.require(array, requirements="W")  # an older DLPack cannot say that memory is read-only
+        if like.__dlpack_device__()[0] == _DLPACK_CPU:
+            return library.from_dlpack(array)
+        return library.from_dlpack(array, device=like.device)
+
+
+_LIBRARIES = (_Torch, _Jax, _DLPack)
+
+
+def library_of(value: Any) -> type | None:
+    """The library that `value` is an array of, or None: NumPy's, and all that is no array of a library."""
+    if value is None or isinstance(value, (np.ndarray, np.generic, int, float, list, tuple)):
+        return None
+    return next((library for library in _LIBRARIES if library.owns(value)), None)
+
+
+def as_numpy(name: str, value: Any) -> Any:
+    """An array of another library as NumPy's, of the same memory where that can be; anything else as it is.
+
+    Raises:
+        TypeError: naming `name`: the array cannot be read, or gradients are recorded through it.
+    """
+    library = library_of(value)
+    return value if library is None else library.to_numpy(name, value)
+
+
+def follows(leader: str) -> Callable[[Method], Method]:
+    """Let a method of a field take arrays of any library, and give back those of the library of one argument.
+
+    Args:
+        leader: name of that argument. Arrays in the result, also inside of tuples and dicts, become arrays of its
+            library on its device.
+    """
+
+    def decorate(method: Method) -> Method:
+        place = list(inspect.signature(method).parameters).index(leader)
+        keyword = inspect.signature(method).parameters[leader].kind is inspect.Parameter.KEYWORD_ONLY
+
+        @functools.wraps(method)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            given = args[place] if len(args) > place and not keyword else kwargs.get(leader)
+            if type(given) is np.ndarray or (library := library_of(given)) is None:
+                return method(*args, **kwargs)
+            if library is _Torch and method.__name__ in _DIFFERENTIABLE and library.tracks(given):
+                from .adapters.torch import velocity  # the one look upwards: else the graph were lost, or refused
+
+                return velocity(*args, **kwargs)
+            view = library.to_numpy(leader, given)
+            if len(args) > place and not keyword:
+                args = (*args[:place], view, *args[place + 1 :])
+            else:
+                kwargs[leader] = view
+            out = kwargs.get("out")
+            if out is None or not library.owns(out):
+                return _given_back(library, method(*args, **kwargs), given)
+            method(*args, **{**kwargs, "out": _writable(library, out)})
+            return out
+
+        return wrapped
+
+    return decorate
+
+
+# Methods whose result has a gradient with respect to x that PyTorch can be given.
+_DIFFERENTIABLE = ("velocity",)
+
+
+def _given_back(library: Any, result: Any, like: Any) -> Any:
+    """`result` with its NumPy arrays as those of the library and device of `like`."""
+    if isinstance(result, np.ndarray):
+        return library.from_numpy(result, like)
+    if isinstance(result, dict):
+        return {name: _given_back(library, value, like) for name, value in result.items()}
+    if isinstance(result, tuple):
+        parts = [_given_back(library, value, like) for value in result]
+        return type(result)(*parts) if hasattr(result, "_fields") else tuple(parts)
+    return result
+
+
+def _writable(library: Any, out: Any) -> np.ndarray:
+    """A view of `out` for results; ValueError where only a copy could be had, as on an accelerator."""
+    view = library.to_numpy("out", out)
+    if out.__dlpack_device__()[0] != _DLPACK_CPU:
+        raise ValueError("out is on an accelerator; accepted is an array in the memory of the CPU")
+    return view
+
+
+_warned: set[str] = set()
+
+
+def _warn_of_copies(library: str, device: Any) -> None:
+    """Say once for each device that its arrays take a way round."""
+    if str(device) not in _warned:
+        _warned.add(str(device))
+        warnings.warn(
+            f"an array of {library} is on {device}: fields compute on the CPU, and copy it over and results back "
+            "(said once)",
+            RuntimeWarning,
+            stacklevel=4,
+        )
