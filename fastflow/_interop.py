@@ -51,7 +51,7 @@ class _Torch:
         if cls.tracks(value):
             raise TypeError(
                 f"{name} requires grad or is inside of a transformation such as vmap, which only the velocity takes, "
-                f"and for x alone (fastflow.adapters.torch); accepted here is {name}.detach(), outside of those"
+                f"for x and without subset, exclude and out; accepted here is {name}.detach(), outside of those"
             )
         if value.device.type != "cpu":
             _warn_of_copies("PyTorch", value.device)
@@ -62,13 +62,15 @@ class _Torch:
 
     @staticmethod
     def from_numpy(array: np.ndarray, like: Any) -> Any:
-        torch = sys.modules["torch"]
+        torch, device = sys.modules["torch"], like.device
         array = np.require(array, requirements=("C", "W"))
-        if array.dtype.name == "bfloat16":
-            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16).to(like.device)
-        if like.device.type == "mps" and array.dtype == np.float64:  # which that device has not
-            array = array.astype(np.float32)
-        return torch.from_numpy(array).to(like.device)
+        if array.dtype.kind == "V":  # bfloat16, to NumPy a type from elsewhere; its name takes long to make
+            result = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+        elif device.type == "mps" and array.dtype == np.float64:  # which that device has not
+            result = torch.from_numpy(array.astype(np.float32))
+        else:
+            result = torch.from_numpy(array)
+        return result if device.type == "cpu" else result.to(device)
 
 
 class _Jax:
@@ -169,20 +171,21 @@ def follows(leader: str) -> Callable[[Method], Method]:
     """
 
     def decorate(method: Method) -> Method:
-        place = list(inspect.signature(method).parameters).index(leader)
-        keyword = inspect.signature(method).parameters[leader].kind is inspect.Parameter.KEYWORD_ONLY
+        parameters = inspect.signature(method).parameters
+        only_by_name = parameters[leader].kind is inspect.Parameter.KEYWORD_ONLY
+        place = sys.maxsize if only_by_name else list(parameters).index(leader)
 
         @functools.wraps(method)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            given = args[place] if len(args) > place and not keyword else kwargs.get(leader)
+            given = args[place] if place < len(args) else kwargs.get(leader)
             if type(given) is np.ndarray or (library := library_of(given)) is None:
                 return method(*args, **kwargs)
-            if library is _Torch and method.__name__ in _DIFFERENTIABLE and library.tracks(given):
+            if library is _Torch and library.tracks(given) and _is_differentiable(method, kwargs):
                 from .adapters.torch import velocity  # the one look upwards: else the graph were lost, or refused
 
-                return velocity(*args, **kwargs)
+                return velocity(*args, **{name: value for name, value in kwargs.items() if name in _DIFFERENTIABLE})
             view = library.to_numpy(leader, given)
-            if len(args) > place and not keyword:
+            if place < len(args):
                 args = (*args[:place], view, *args[place + 1 :])
             else:
                 kwargs[leader] = view
@@ -197,8 +200,13 @@ def follows(leader: str) -> Callable[[Method], Method]:
     return decorate
 
 
-# Methods whose result has a gradient with respect to x that PyTorch can be given.
-_DIFFERENTIABLE = ("velocity",)
+# The arguments of the velocity with which PyTorch can be given its gradient.
+_DIFFERENTIABLE = {"x", "t", "label", "guidance"}
+
+
+def _is_differentiable(method: Callable[..., Any], options: dict[str, Any]) -> bool:
+    given = {name for name, value in options.items() if value is not None}
+    return method.__name__ == "velocity" and given <= _DIFFERENTIABLE
 
 
 def _given_back(library: Any, result: Any, like: Any) -> Any:
