@@ -31,7 +31,7 @@ class _Torch:
 
     refusal = (
         "requires grad, or is inside of a transformation such as vmap; accepted here are plain tensors, detached, and "
-        "in velocity alone x of either kind, without subset, exclude and out"
+        "others in velocity alone, without subset, exclude and out"
     )
 
     @staticmethod
@@ -42,6 +42,8 @@ class _Torch:
     def tracks(value: Any) -> bool:
         torch = sys.modules["torch"]
         if torch.compiler.is_compiling() or (value.requires_grad and torch.is_grad_enabled()):
+            return True
+        if torch.autograd.forward_ad.unpack_dual(value).tangent is not None:
             return True
         try:
             value.data_ptr()
@@ -209,7 +211,7 @@ def follows(leader: str) -> Callable[[Method], Method]:
             given = args[place] if place < len(args) else kwargs.get(leader)
             if type(given) is np.ndarray or (library := library_of(given)) is None:
                 return method(*args, **kwargs)
-            if library is _Torch and library.tracks(given):
+            if library is _Torch and any(map(library.tracks, filter(library.owns, (*args, *kwargs.values())))):
                 if _is_differentiable(method, kwargs):
                     from .adapters.torch import velocity  # the one look upwards: else the graph were lost, or refused
 

@@ -108,8 +108,6 @@ _NO_TIME_GRADIENT = "t requires grad, and the derivative of the velocity in t is
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     x, t, label, number, ctx.guidance = inputs
-    if ctx.needs_input_grad[1]:
-        raise ValueError(_NO_TIME_GRADIENT)
     ctx.set_materialize_grads(False)  # no derivative along t is not one of zero
     ctx.save_for_backward(x, t, label)
     ctx.save_for_forward(x, t, label)
@@ -117,6 +115,8 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
 
 
 def _gradient(ctx: Any, gradient: torch.Tensor | None) -> tuple[torch.Tensor | None, None, None, None, None]:
+    if ctx.needs_input_grad[1]:
+        raise ValueError(_NO_TIME_GRADIENT)
     if gradient is None:
         return None, None, None, None, None
     x, t, label = ctx.saved_tensors
