@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from . import _interop
+
 # Values checked at a time: keeps temporary arrays at a few MB whatever the size of the array.
 _CHECK_ELEMENTS = 1 << 20
 _SMALL = 4096
@@ -50,6 +52,7 @@ def any_array(name: str, value: Any) -> np.ndarray:
             f"{name} is a masked array with masked values; accepted are plain arrays: fill it with {name}.filled(...), "
             "or drop what is masked"
         )
+    value = _interop.as_numpy(name, value)
     try:
         return np.asarray(value)
     except MemoryError:

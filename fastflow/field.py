@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import _arrays, likelihood, mixtures, samplers, schedules, stochastic, training
+from ._interop import follows
 from .backends import Points, Tangent, Want, choose, choose_again
 from .model import Model, factorise, target_range
 from .moments import NAMES, VECTORS, Moments, checked
@@ -37,6 +38,11 @@ class VelocityField:
     Values that are computed with have a range, so that no square leaves that of float64: points, queries and
     `source_mean` are at most 1e70 in magnitude, variances lie between 1e-80 and 1e80 (or are 0, for the data), and
     alpha and beta are at most 1e10. Others raise ValueError.
+
+    Arrays may be NumPy's, tensors of PyTorch, arrays of JAX or of any library that speaks DLPack. Results are of the
+    library of `x`, on its device, where the docstrings say array; what lies on an accelerator is copied over and back,
+    with one warning. Through a tensor that requires grad, `velocity` without `subset`, `exclude` and `out` records its
+    gradient in x (`fastflow.adapters.torch`); other methods take it detached, or under `torch.no_grad()`.
 
     A field can be copied and pickled. Its data travel with it (those of a memory map too, as an array), and where it
     arrives they are prepared again, for the same backend, instruction set and number of threads; if these cannot run
@@ -208,14 +214,15 @@ class VelocityField:
         """Same as `velocity`."""
         return self.velocity(x, t, **options)
 
+    @follows("x")
     def velocity(self, x: Any, t: Any, *, out: np.ndarray | None = None, **options: Any) -> np.ndarray:
         """The optimal velocity `E[alpha' x_i + beta' x_f | x]` (Gao 3.2, Fan 46).
 
         Args:
             x: (B, *event) or one event, real and finite.
             t: scalar, (B,) or (B, 1), in [0, 1].
-            out: where to put the result; shape and dtype of the result. It may be x, but must not share memory with
-                the field's data.
+            out: where to put the result; shape and dtype of the result, in memory of the CPU. It may be x, but must
+                not share memory with the field's data.
             **options: `label`, `subset`, `exclude`, `guidance` as for `evaluate`.
 
         Returns:
@@ -226,14 +233,17 @@ class VelocityField:
         """
         return self._evaluate(x, t, ("velocity",), out=out, **options)["velocity"]
 
+    @follows("x")
     def target_mean(self, x: Any, t: Any, **options: Any) -> np.ndarray:
         """`E[x_f | x]`, the denoiser (Fan 21); at t = 1 without variance the nearest data point (Gao 4.11)."""
         return self._evaluate(x, t, ("target_mean",), **options)["target_mean"]
 
+    @follows("x")
     def source_mean(self, x: Any, t: Any, **options: Any) -> np.ndarray:
         """`E[x_i | x]`, the noise prediction (Fan 21); at t = 1 without variance its value `m_i` (Fan 9)."""
         return self._evaluate(x, t, ("source_mean",), **options)["source_mean"]
 
+    @follows("x")
     def score(self, x: Any, t: Any, **options: Any) -> np.ndarray:
         """`grad_x log p_t(x)`, shape and dtype of x.
 
@@ -241,18 +251,22 @@ class VelocityField:
         """
         return self._evaluate(x, t, ("score",), **options)["score"]
 
+    @follows("x")
     def log_density(self, x: Any, t: Any, **options: Any) -> np.ndarray:
         """`log p_t(x)` in nats (Gao 4.3), (B,); at t = 1 without variance +inf on a data point and -inf elsewhere."""
         return self._evaluate(x, t, ("log_density",), **options)["log_density"]
 
+    @follows("x")
     def entropy(self, x: Any, t: Any, **options: Any) -> np.ndarray:
         """Entropy of the posterior weights, `-sum_j w_j log w_j` in nats, (B,)."""
         return self._evaluate(x, t, ("entropy",), **options)["entropy"]
 
+    @follows("x")
     def effective_sample_size(self, x: Any, t: Any, **options: Any) -> np.ndarray:
         """`1 / sum_j w_j^2`, between 1 and N, (B,)."""
         return self._evaluate(x, t, ("effective_sample_size",), **options)["effective_sample_size"]
 
+    @follows("x")
     def velocity_variance(self, x: Any, t: Any, **options: Any) -> np.ndarray:
         """`tr Cov(v_s | x)`, the variance of the conditional velocity `alpha' x_i + beta' x_f` given x (Wu 3), (B,).
 
@@ -261,10 +275,12 @@ class VelocityField:
         """
         return self._evaluate(x, t, ("velocity_variance",), **options)["velocity_variance"]
 
+    @follows("x")
     def divergence(self, x: Any, t: Any, **options: Any) -> np.ndarray:
         """`div_x v(x, t)`, exact, (B,). Refused at t = 1 without variance, where it is infinite."""
         return self._evaluate(x, t, ("divergence",), **options)["divergence"]
 
+    @follows("x")
     def evaluate(
         self,
         x: Any,
@@ -297,6 +313,7 @@ class VelocityField:
 
     # Products with matrices -----------------------------------------------------------------------------------
 
+    @follows("x")
     def jvp(self, x: Any, t: Any, u: Any, **options: Any) -> np.ndarray:
         """`(dv/dx) u`: how the velocity changes along u, without forming the Jacobian.
 
@@ -310,6 +327,7 @@ class VelocityField:
         """
         return self._product("jvp", x, t, u, **options)
 
+    @follows("x")
     def vjp(self, x: Any, t: Any, u: Any, **options: Any) -> np.ndarray:
         """`(dv/dx)^T u`, the gradient of `u . v(x, t)` in x. Arguments and result as for `jvp`.
 
@@ -317,12 +335,14 @@ class VelocityField:
         """
         return self._product("vjp", x, t, u, **options)
 
+    @follows("x")
     def target_covariance_product(self, x: Any, t: Any, u: Any, **options: Any) -> np.ndarray:
         """`Cov(x_f | x) u`, the posterior covariance of the target times u. Arguments and result as for `jvp`."""
         return self._product("target_covariance_product", x, t, u, **options)
 
     # Posterior weights ----------------------------------------------------------------------------------------
 
+    @follows("x")
     @_quiet
     def weights(self, x: Any, t: Any, *, label: Any = None, subset: Any = None, exclude: Any = None) -> np.ndarray:
         """The posterior weights `w_j(x, t)` (Fan 32), dense, (B, N) float64. Each row sums to one.
@@ -349,6 +369,7 @@ class VelocityField:
                 weights[rows[:, None], part.points.index] = block
         return weights.reshape(*q.batch_shape, self.num_points)
 
+    @follows("x")
     @_quiet
     def top_k(
         self, x: Any, t: Any, k: int, *, label: Any = None, subset: Any = None, exclude: Any = None
@@ -381,6 +402,7 @@ class VelocityField:
 
     # Draws ----------------------------------------------------------------------------------------------------
 
+    @follows("x")
     @_quiet
     def posterior_sample(
         self,
@@ -419,6 +441,7 @@ class VelocityField:
             indices[rows] = found if part.points.index is None else part.points.index[found]
         return indices.reshape(q.batch_shape)
 
+    @follows("x")
     def posterior_draw(
         self,
         x: Any,
@@ -471,6 +494,7 @@ class VelocityField:
 
         return moments.map(public)
 
+    @follows("x")
     @_quiet
     def finish(
         self, moments: Moments, x: Any, t: Any, quantities: Sequence[str] = ("velocity",)
@@ -503,6 +527,7 @@ class VelocityField:
 
     # Sampling -------------------------------------------------------------------------------------------------
 
+    @follows("num_or_x0")
     def sample(
         self,
         num_or_x0: Any,
@@ -560,8 +585,8 @@ class VelocityField:
 
         Returns:
             The final states, shaped as the starting points; or, with `return_path`, `(times, path)` of shapes (T,)
-            and (T, B, *event), `path[0]` being the start. The dtype is that of the starting points (float64 for
-            integers); drawn ones are float32 where the field works on float32 data, else float64.
+            and (T, B, *event), `path[0]` being the start. Dtype and library are those of the starting points (float64
+            for integers); drawn ones are NumPy's, float32 where the field works on float32 data, else float64.
 
         Raises:
             TypeError: an argument is of the wrong kind.
@@ -587,6 +612,7 @@ class VelocityField:
             guidance=guidance,
         )
 
+    @follows("x")
     def encode(
         self, x: Any, *, t: float | None = None, steps: Any = 50, method: str = "dopri5", **options: Any
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
@@ -604,6 +630,7 @@ class VelocityField:
         """
         return likelihood.encode(self, x, t=t, steps=steps, method=method, **options)
 
+    @follows("x")
     def log_likelihood(
         self,
         x: Any,
@@ -662,6 +689,7 @@ class VelocityField:
 
     # Training -------------------------------------------------------------------------------------------------
 
+    @follows("x")
     def targets(
         self,
         x: Any,
@@ -697,6 +725,7 @@ class VelocityField:
             self, x, t, num_subset=num_subset, index=index, rng=rng, label=label, quantity=quantity, out=out
         )
 
+    @follows("t")
     def training_batch(
         self,
         batch_size: int,
@@ -719,7 +748,7 @@ class VelocityField:
         Returns:
             `TrainingBatch(x, t, target, index)`: (B, *event), (B,), (B, *event) and the data points (B,) that x was
             drawn from. All but index are float32 where the field works on float32 data, else float64; times that
-            were given are float64.
+            were given are float64. The arrays are of the library of t, NumPy's where none is given.
         """
         return training.training_batch(
             self, batch_size, t=t, num_subset=num_subset, rng=rng, label=label, quantity=quantity
