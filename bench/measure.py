@@ -21,6 +21,9 @@ SETTLE = 0.2
 # Seconds that a turn lasts at least: calls shorter than this are repeated, and the turn is their median.
 TURN = 0.05
 
+# Seconds that the rounds of one contender may take, after which it leaves; and the rounds that it takes part in anyway.
+PATIENCE, LEAST_ROUNDS = 30.0, 3
+
 
 def seconds(call: Callable[[], object]) -> float:
     """Wall-clock seconds of one call."""
@@ -29,28 +32,41 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def turn(call: Callable[[], object], expected: float) -> float:
+def turn(call: Callable[[], object], expected: float, settle: float = SETTLE) -> float:
     """Seconds per call in one turn, where a call takes about `expected` seconds."""
-    time.sleep(SETTLE)
+    time.sleep(settle)
     if expected < TURN:
         call()  # brings its threads and caches back
     repeats = max(1, int(TURN / max(expected, 1e-6)))
     return statistics.median(seconds(call) for _ in range(repeats))
 
 
-def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds per call of each contender, one for every round. Calls must be warm."""
-    expected = {}
+def interleaved(
+    calls: Mapping[str, Callable[[], object]], rounds: int, settle: float = SETTLE
+) -> dict[str, list[float]]:
+    """Seconds per call of each contender, one for every round. Calls must be warm.
+
+    A contender so slow that all rounds would take it longer than `PATIENCE` takes part in the first rounds only.
+    A shorter pause than `SETTLE` is for runs that look at how things work, not at how fast.
+    """
+    expected, own_rounds = {}, {}
     for name, call in calls.items():
-        time.sleep(SETTLE)
+        time.sleep(settle)
         expected[name] = seconds(call)
+        own_rounds[name] = max(LEAST_ROUNDS, int(PATIENCE / expected[name]))
     times: dict[str, list[float]] = {name: [] for name in calls}
     order = list(calls)
-    for _ in range(rounds):
+    for done in range(rounds):
         for name in order:
-            times[name].append(turn(calls[name], expected[name]))
+            if done < own_rounds[name]:
+                times[name].append(turn(calls[name], expected[name], settle))
         order.reverse()
     return times
+
+
+def ratio(of: Sequence[float], to: Sequence[float]) -> tuple[float, float, float]:
+    """Times `of` over times `to` in the rounds that both took part in: median, 10 % and 90 % quantile."""
+    return band([a / b for a, b in zip(of, to, strict=False)])
 
 
 def band(values: Sequence[float]) -> tuple[float, float, float]:

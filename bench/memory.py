@@ -25,7 +25,7 @@ import numpy as np
 from fastflow.backends import usable_cores
 
 from . import ROOT, machine
-from .cases import TIME
+from .cases import TIME, Points
 from .contenders import REFERENCE, Contender, backend_contenders, rival_contenders
 from .table import print_table
 
@@ -38,8 +38,9 @@ _COLUMNS = ("size", "contender", "MB peak", "inputs", "output", "limit", "", "me
 
 
 def _contenders(num_threads: int) -> dict[str, Contender]:
-    found = [*backend_contenders(num_threads), *rival_contenders()]
-    return {contender.name: contender for contender in found if not contender.missing}
+    """Those whose memory is that of the process."""
+    found = [*backend_contenders(num_threads), *rival_contenders(num_threads)]
+    return {contender.name: contender for contender in found if not contender.missing and contender.device == "cpu"}
 
 
 # In the process that is measured -------------------------------------------------------------------------------
@@ -49,13 +50,13 @@ def measure_here(name: str, num_points: int, dim: int, num_queries: int, num_thr
     """Peak bytes above inputs and outputs of one contender in this process, which must be a fresh one."""
     contender = _contenders(num_threads)[name]
     small_data, small_x = _normal(1_000, dim, 1), _normal(min(num_queries, 64), dim, 2)
-    contender.prepare(small_data, TIME)(small_x)
+    contender.leave(contender.prepare(Points(small_data), TIME)(contender.enter(small_x)))
     del small_data, small_x
 
     data, x = _normal(num_points, dim, 3), _normal(num_queries, dim, 4)
     cleared = _clear_peak()
     before = _resident() if cleared else _peak_of_life()
-    v = contender.prepare(data, TIME)(x)
+    v = contender.leave(contender.prepare(Points(data), TIME)(contender.enter(x)))
     peak = _peak_since_clearing() if cleared else _peak_of_life()
     return {
         "above": peak - before - v.nbytes,
