@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from . import measure
+from .cases import Case
 from .machine import Unmeasurable
 
 CEILING = "ceiling"
@@ -52,6 +53,7 @@ class Ceiling:
         return self.work / 1e9 / seconds
 
 
+@cache
 def multiply_adds(num_threads: int) -> Ceiling:
     """Float32 multiply-adds in registers, in the widest vectors of the processor."""
     library = _library()
@@ -65,8 +67,9 @@ def multiply_adds(num_threads: int) -> Ceiling:
     return Ceiling(f"multiply-adds in registers, vectors of {vector} bits", "GFLOP/s", lambda: call(steps), flop)
 
 
+@cache
 def reading(num_threads: int, mode: str) -> Ceiling:
-    """Memory read in order, each thread a part of its own."""
+    """Memory read in order, each thread a part of its own. Like data of NumPy's, it was first touched by one thread."""
     library = _library()
     data = _aligned(_READ_BYTES[mode])
 
@@ -75,6 +78,13 @@ def reading(num_threads: int, mode: str) -> Ceiling:
 
     passes = _long_enough(call, 1)
     return Ceiling("reading memory", "GB/s", lambda: call(passes), float(data.nbytes * passes))
+
+
+def bounding(case: Case, num_threads: int, mode: str) -> Ceiling | None:
+    """The ceiling of what bounds a case; None for exponentials, for which there is no telling."""
+    if case.bound == "exponentials":
+        return None
+    return multiply_adds(num_threads) if case.bound == "arithmetic" else reading(num_threads, mode)
 
 
 def sgemm(mode: str) -> Ceiling:
@@ -91,6 +101,7 @@ def _long_enough(call: Callable[[int], None], amount: int) -> int:
     return max(amount, round(amount * _CALL / measure.seconds(lambda: call(amount))))
 
 
+@cache
 def _aligned(size: int) -> np.ndarray:
     """Memory whose every page has been written to, from a multiple of 64 on."""
     whole = np.ones(size + 64, dtype=np.uint8)
