@@ -84,7 +84,7 @@ def compare(
     chosen: Sequence[Contender],
     rounds: int,
     *,
-    settle: float = measure.SETTLE,
+    pace: measure.Pace = measure.CAREFUL,
     ceiling: Ceiling | None = None,
 ) -> list[Result]:
     """Check and time the contenders, the baseline among them, on one case; and the ceiling, as if it were one."""
@@ -100,7 +100,7 @@ def compare(
         calls[contender.name] = partial(call, x)
     if ceiling is not None:
         calls[CEILING] = ceiling.call
-    times = measure.interleaved(calls, rounds, settle)
+    times = measure.interleaved(calls, rounds, pace)
 
     results = []
     for contender in chosen:

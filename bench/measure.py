@@ -10,6 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,6 +21,17 @@ SETTLE = 0.2
 
 # Seconds that a turn lasts at least: calls shorter than this are repeated, and the turn is their median.
 TURN = 0.05
+
+
+class Pace(NamedTuple):
+    """Seconds of silence before a turn, and seconds that it lasts at least."""
+
+    settle: float
+    turn: float
+
+
+# The one for figures, and one for runs that look at how things work, not at how fast.
+CAREFUL, QUICK = Pace(SETTLE, TURN), Pace(0.01, 0.01)
 
 # Seconds that the rounds of one contender may take, after which it leaves; and the rounds that it takes part in anyway.
 PATIENCE, LEAST_ROUNDS = 30.0, 3
@@ -32,26 +44,23 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def turn(call: Callable[[], object], expected: float, settle: float = SETTLE) -> float:
+def turn(call: Callable[[], object], expected: float, pace: Pace = CAREFUL) -> float:
     """Seconds per call in one turn, where a call takes about `expected` seconds."""
-    time.sleep(settle)
-    if expected < TURN:
+    time.sleep(pace.settle)
+    if expected < pace.turn:
         call()  # brings its threads and caches back
-    repeats = max(1, int(TURN / max(expected, 1e-6)))
+    repeats = max(1, int(pace.turn / max(expected, 1e-6)))
     return statistics.median(seconds(call) for _ in range(repeats))
 
 
-def interleaved(
-    calls: Mapping[str, Callable[[], object]], rounds: int, settle: float = SETTLE
-) -> dict[str, list[float]]:
+def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int, pace: Pace = CAREFUL) -> dict[str, list[float]]:
     """Seconds per call of each contender, one for every round. Calls must be warm.
 
     A contender so slow that all rounds would take it longer than `PATIENCE` takes part in the first rounds only.
-    A shorter pause than `SETTLE` is for runs that look at how things work, not at how fast.
     """
     expected, own_rounds = {}, {}
     for name, call in calls.items():
-        time.sleep(settle)
+        time.sleep(pace.settle)
         expected[name] = seconds(call)
         own_rounds[name] = max(LEAST_ROUNDS, int(PATIENCE / expected[name]))
     times: dict[str, list[float]] = {name: [] for name in calls}
@@ -59,7 +68,7 @@ def interleaved(
     for done in range(rounds):
         for name in order:
             if done < own_rounds[name]:
-                times[name].append(turn(calls[name], expected[name], settle))
+                times[name].append(turn(calls[name], expected[name], pace))
         order.reverse()
     return times
 

@@ -1,10 +1,12 @@
-"""Real images: patches of 32 x 32 pixels, cut at random from the photographs that scikit-learn and scikit-image ship."""
+"""Real images: patches of 32 x 32 pixels, cut at random from photographs that scikit-learn and scikit-image ship."""
 
 from __future__ import annotations
 
 from functools import cache
 
 import numpy as np
+
+from fastflow._optional import require
 
 SIZE = 32
 DIM = 3 * SIZE**2
@@ -28,7 +30,5 @@ def patches(num: int) -> np.ndarray:
 
 def _photographs() -> list[np.ndarray]:
     """(height, width, 3) uint8 each."""
-    from skimage import data
-    from sklearn.datasets import load_sample_images
-
-    return [*load_sample_images().images, *(getattr(data, name)() for name in _PHOTOGRAPHS)]
+    datasets, data = require("sklearn.datasets", "bench"), require("skimage.data", "bench")
+    return [*datasets.load_sample_images().images, *(getattr(data, name)() for name in _PHOTOGRAPHS)]

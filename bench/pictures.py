@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from fastflow._optional import require
+
 from .scaling import Speedup, Sweep
 
 ROOFLINE, THREADS, LINEAR = "roofline.png", "thread-scaling.png", "linear-cost.png"
@@ -33,18 +35,12 @@ def roofline(dots: Sequence[Dot], multiply_adds: float, bandwidth: float, path: 
     for marker, name in zip("os^vDPX*<>", dict.fromkeys(dot.contender for dot in dots), strict=False):
         own = [dot for dot in dots if dot.contender == name]
         axes.loglog([d.intensity for d in own], [d.rate for d in own], marker, alpha=0.8, label=name)
-    for place in dict.fromkeys((dot.case, dot.intensity) for dot in dots):
-        lowest = min(dot.rate for dot in dots if (dot.case, dot.intensity) == place)
-        axes.annotate(
-            place[0],
-            (place[1], lowest),
-            (0, -8),
-            textcoords="offset points",
-            rotation=90,
-            fontsize=7,
-            va="top",
-            ha="center",
-        )
+    for place in dict.fromkeys(dot.intensity for dot in dots):
+        here = [dot for dot in dots if dot.intensity == place]
+        names = "\n".join(dict.fromkeys(dot.case for dot in here))
+        lowest = min(dot.rate for dot in here)
+        style = {"rotation": 90, "fontsize": 6, "va": "top", "ha": "center"}
+        axes.annotate(names, (place, lowest), (0, -8), textcoords="offset points", **style)
     axes.set(xlabel="floating-point operations per byte of data", ylabel="GFLOP/s", title="Roofline")
     axes.set_ylim(bottom=min(dot.rate for dot in dots) / 8)
     axes.legend(fontsize=8)
@@ -67,8 +63,8 @@ def linear_cost(sweeps: Sequence[Sweep], path: Path) -> None:
     """Times along each size, and the fitted lines."""
     figure, all_axes = _figure(len(sweeps))
     for axes, sweep in zip(all_axes, sweeps, strict=True):
-        sizes = np.array(sweep.sizes)
-        axes.loglog(sizes, 1e3 * np.array(sweep.seconds), "o", label="measured")
+        sizes = np.geomspace(sweep.sizes[0], sweep.sizes[-1], 100)
+        axes.loglog(sweep.sizes, 1e3 * np.array(sweep.seconds), "o", label="measured")
         axes.loglog(sizes, 1e3 * (sweep.start + sweep.slope * sizes), "-", label="fitted line")
         axes.set(xlabel=sweep.name, ylabel="ms", title=sweep.fixed)
         axes.legend(fontsize=8)
@@ -76,11 +72,8 @@ def linear_cost(sweeps: Sequence[Sweep], path: Path) -> None:
 
 
 def _figure(columns: int) -> tuple[Any, Sequence[Any]]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7 if columns == 1 else 3.5 * columns, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figures = require("matplotlib.figure", "bench")
+    figure = figures.Figure(figsize=(7.5 if columns == 1 else 3.5 * columns, 5.0), layout="constrained")
     return figure, figure.subplots(1, columns, squeeze=False)[0]
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 import fastflow as ff
+from fastflow._optional import require
 from fastflow.backends import usable_cores
 
 from . import ROOT, accuracy, ceilings, machine, measure, overhead, pictures, scaling, targets
@@ -25,7 +26,8 @@ from .rivals import BASELINE
 from .table import markdown_table, plain_table
 
 _ROUNDS = {"short": 2, "full": 9}
-_SETTLE = {"short": 0.02, "full": measure.SETTLE}
+_PACE = {"short": measure.QUICK, "full": measure.CAREFUL}
+_LIBRARIES = ("sklearn.datasets", "skimage.data", "matplotlib.figure")
 _CALLS = {"short": 200, "full": 20_000}
 
 # The contender whose figures the targets are about, and the rival that the GPU is judged by.
@@ -86,7 +88,7 @@ def speeds(chosen: Sequence[Contender], names: Sequence[str], mode: str, rounds:
     for case in found.cases:
         _progress(f"{case.name} ({case.work})")
         ceiling = ceilings.bounding(case, num_threads, mode)
-        for result in compare(case, chosen, rounds, settle=_SETTLE[mode], ceiling=ceiling):
+        for result in compare(case, chosen, rounds, pace=_PACE[mode], ceiling=ceiling):
             found.results[case.name, result.contender] = result
     return found
 
@@ -141,7 +143,7 @@ def _roof(num_threads: int, mode: str) -> list[tuple[ceilings.Ceiling, list[floa
     """The ceilings, first multiply-adds and then reading, and some measured rates of each, in its unit."""
     all_ = (ceilings.multiply_adds(num_threads), ceilings.reading(num_threads, mode), ceilings.sgemm(mode))
     return [
-        (ceiling, [ceiling.rate(measure.turn(ceiling.call, measure.TURN, _SETTLE[mode])) for _ in range(5)])
+        (ceiling, [ceiling.rate(measure.turn(ceiling.call, measure.TURN, _PACE[mode])) for _ in range(5)])
         for ceiling in all_
     ]
 
@@ -186,16 +188,18 @@ def _linear_section(found: Sequence[scaling.Sweep]) -> Section:
                 f"{sweep.slope * 1e6:.3g}",
                 f"{sweep.off:.2f}",
                 f"{growth:.2f} (at {size:,})",
-                "none" if growth <= scaling.CLIFF else "YES",
+                f"{1 / sweep.fall[0]:.2f} (at {sweep.fall[1]:,})" if sweep.fall[0] < 1.0 else "",
+                "YES" if sweep.has_cliff else "none",
             ]
         )
     words = (
         "Straight lines fitted to the times (relative least squares): start in ms, slope in us for each further point, "
         "dimension or query. *Off* is the largest factor between a time and its line. The *steepest step* is the "
-        "growth of the time from one size to the next over that of the size: 1 is proportional, and above "
-        f"{scaling.CLIFF:g} it counts as a cliff."
+        "growth of the time from one size to the next over that of the size: 1 is proportional. The *deepest fall* is "
+        "the factor by which a larger size takes less time than the one before it. Either is a cliff above "
+        f"{scaling.CLIFF:g}."
     )
-    columns = ("size", "range", "fixed", "start", "slope", "off", "steepest step", "cliff")
+    columns = ("size", "range", "fixed", "start", "slope", "off", "steepest step", "deepest fall", "cliff")
     return Section("Linear cost", words, columns, rows, left=3, picture=pictures.LINEAR)
 
 
@@ -300,7 +304,7 @@ def markdown(here: dict[str, str], sections: Sequence[Section], missing: Sequenc
         "",
         markdown_table(("machine", ""), [[name, value] for name, value in here.items()], left=2),
     ]
-    lines += ["", *(f"Not here: {words}." for words in missing)] if missing else []
+    lines += ["", *(f"- Not here: {words}" for words in missing)] if missing else []
     for section in sections:
         lines += ["", f"## {section.title}", "", section.words, ""]
         lines.append(markdown_table(section.columns, section.rows, left=section.left))
@@ -328,6 +332,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--rounds and --num-threads must be at least 1")
     try:
         machine.require_extension()
+        for library in _LIBRARIES:  # before the work, not after it
+            require(library, "bench")
         with machine.equal_threads(options.num_threads):
             chosen, absent = contenders(options.num_threads, options.contenders, every_isa=False)
             missing = [f"{contender.name}: {contender.missing}" for contender in absent]
@@ -336,7 +342,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 chosen = [contender for contender in chosen if not contender.compiles]
             page, figures = measured(chosen, options.cases, options.mode, rounds, options.num_threads)
             here = machine.machine(options.num_threads)
-    except (machine.Unmeasurable, ArithmeticError, ValueError) as error:
+    except (machine.Unmeasurable, ArithmeticError, ImportError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 

@@ -12,11 +12,12 @@ from . import ceilings, measure
 from .cases import Case, cases
 from .contenders import backend_contenders
 
-# A pause is for the threads of BLAS, and here is none of them.
-_SETTLE = 0.02
+# A long pause is for the threads of BLAS, and here are none of them.
+_PACE = {"short": measure.QUICK, "full": measure.Pace(0.02, measure.TURN)}
 _ROUNDS = {"short": 2, "full": 7}
 
-# A step between neighbouring sizes is called a cliff where the time grows by more than this factor beyond the size.
+# A step between neighbouring sizes is called a cliff where the time grows by more than this factor beyond the size, or
+# falls by more than this factor though the size grows.
 CLIFF = 1.5
 
 
@@ -51,6 +52,16 @@ class Sweep:
         growth = seconds[1:] / seconds[:-1] / (sizes[1:] / sizes[:-1])
         return float(growth.max()), int(sizes[1 + growth.argmax()])
 
+    @property
+    def fall(self) -> tuple[float, int]:
+        """The smallest factor between the times of one size and the next, and the size it leads to."""
+        factors = np.array(self.seconds[1:]) / np.array(self.seconds[:-1])
+        return float(factors.min()), self.sizes[1 + int(factors.argmin())]
+
+    @property
+    def has_cliff(self) -> bool:
+        return self.steepest[0] > CLIFF or 1.0 / self.fall[0] > CLIFF
+
 
 # What varies over which sizes (in short mode up to the second number), with (N, d, B) where it is None.
 _SWEEPS = (
@@ -72,7 +83,7 @@ def sweeps(backend: str, num_threads: int, mode: str) -> list[Sweep]:
             case = Case(str(size), num_points or size, dim or size, num_queries or size, "arithmetic")
             calls[case.name] = partial(contender.on(case), case.queries())
             calls[case.name]()
-        times = measure.interleaved(calls, _ROUNDS[mode], _SETTLE)
+        times = measure.interleaved(calls, _ROUNDS[mode], _PACE[mode])
         seconds = np.array([np.median(times[str(size)]) for size in chosen])
         line = np.stack((np.ones(len(chosen)), chosen), axis=1)
         (start, slope), *_ = np.linalg.lstsq(line / seconds[:, None], np.ones(len(chosen)), rcond=None)
@@ -112,7 +123,7 @@ def speedups(backend: str, num_threads: int, mode: str) -> list[Speedup]:
             calls[f"case {count}"]()
             ceiling = ceilings.bounding(case, count, mode)
             calls[f"ceiling {count}"], work[count] = ceiling.call, ceiling.work
-        times = measure.interleaved(calls, _ROUNDS[mode], _SETTLE)
+        times = measure.interleaved(calls, _ROUNDS[mode], _PACE[mode])
         own = [measure.ratio(times["case 1"], times[f"case {count}"])[0] for count in threads]
         limit = [
             measure.ratio(times["ceiling 1"], times[f"ceiling {count}"])[0] * work[count] / work[1] for count in threads
