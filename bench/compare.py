@@ -23,7 +23,7 @@ from . import answers, machine, measure
 from .cases import MODES, NAMES, TIME, Case, cases
 from .ceilings import CEILING, Ceiling
 from .contenders import REFERENCE, Contender, backend_contenders, rival_contenders
-from .rivals import BASELINE
+from .rivals import BASELINE, rivals
 from .table import print_table
 
 _ROUNDS = {"short": 5, "full": 15}
@@ -65,18 +65,15 @@ def contenders(
 
     With `names` only these and the baseline.
     """
-    baseline, *others = rival_contenders(num_threads)
-    backends = backend_contenders(num_threads, every_isa=every_isa)
-    known = [*(c for c in backends if c.backend != REFERENCE), *others]
-    if names is not None:
-        unknown = sorted({*names} - {baseline.name, *(c.name for c in known)})
-        if unknown:
-            raise ValueError(
-                f"contender {unknown[0]!r} is unknown; known are {baseline.name}, {', '.join(c.name for c in known)}"
-            )
-        known = [c for c in known if c.name in names]
-    known = [baseline, *known]
-    return [c for c in known if not c.missing], [c for c in known if c.missing]
+    backends = [c for c in backend_contenders(num_threads, every_isa=every_isa) if c.backend != REFERENCE]
+    known = [*(rival.name for rival in rivals()), *(contender.name for contender in backends)]
+    for name in names or ():
+        if name not in known:
+            raise ValueError(f"contender {name!r} is unknown; known are {', '.join(known)}")
+    wanted = {*known} if names is None else {BASELINE, *names}
+    baseline, *others = rival_contenders(num_threads, wanted)
+    found = [baseline, *(c for c in backends if c.name in wanted), *others]
+    return [c for c in found if not c.missing], [c for c in found if c.missing]
 
 
 def compare(

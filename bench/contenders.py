@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -73,9 +73,9 @@ def backend_contenders(num_threads: int, *, every_isa: bool = False) -> list[Con
     return found
 
 
-def rival_contenders(num_threads: int) -> list[Contender]:
-    """Every rival, the baseline first."""
-    return [_rival_contender(rival, num_threads) for rival in rivals()]
+def rival_contenders(num_threads: int, names: Container[str] | None = None) -> list[Contender]:
+    """Every rival, or those of some names, the baseline first. To ask the others for their libraries takes time."""
+    return [_rival_contender(rival, num_threads) for rival in rivals() if names is None or rival.name in names]
 
 
 def field(data: np.ndarray, backend: str, isa: str | None, num_threads: int, **options: Any) -> ff.VelocityField:

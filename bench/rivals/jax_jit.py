@@ -1,6 +1,7 @@
 """JAX on the processor: the formula compiled as one function, for each shape once.
 
-XLA starts its threads once per process. Their number is that of the usable cores, or what NPROC says when JAX starts.
+XLA starts its threads once per process, as many as NPROC says when JAX starts. It is kept from any GPU, of whose memory
+it would take most from whoever else is measured there.
 """
 
 from __future__ import annotations
@@ -13,14 +14,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastflow.backends import usable_cores
-
 from . import Rival, factors
 
 if TYPE_CHECKING:
     import jax
-
-_THREADS = "NPROC"
 
 
 def available() -> bool:
@@ -32,8 +29,7 @@ def _processor(num_threads: int) -> jax.Device:
     """JAX's CPU device with this many threads; another number later in the same process is refused."""
     if _processor.cache_info().currsize:
         raise RuntimeError(f"JAX runs with the threads it started with in this process, not {num_threads}")
-    if num_threads != usable_cores():
-        os.environ[_THREADS] = str(num_threads)
+    os.environ.update(NPROC=str(num_threads), JAX_PLATFORMS="cpu")
     import jax
 
     return jax.devices("cpu")[0]
