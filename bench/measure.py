@@ -33,8 +33,8 @@ class Pace(NamedTuple):
 # The one for figures, and one for runs that look at how things work, not at how fast.
 CAREFUL, QUICK = Pace(SETTLE, TURN), Pace(0.01, 0.01)
 
-# Seconds that the rounds of one contender may take, after which it leaves; and the rounds that it takes part in anyway.
-PATIENCE, LEAST_ROUNDS = 30.0, 3
+# Seconds that the rounds of one contender may take; then it leaves, after one round at least.
+PATIENCE = 30.0
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -62,7 +62,7 @@ def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int, pace: Pa
     for name, call in calls.items():
         time.sleep(pace.settle)
         expected[name] = seconds(call)
-        own_rounds[name] = max(LEAST_ROUNDS, int(PATIENCE / expected[name]))
+        own_rounds[name] = max(1, int(PATIENCE / expected[name]))
     times: dict[str, list[float]] = {name: [] for name in calls}
     order = list(calls)
     for done in range(rounds):

@@ -54,7 +54,7 @@ def threads(speedups: Sequence[Speedup], path: Path) -> None:
     axes.plot([1, most], [1, most], color="grey", linewidth=0.8, label="proportional")
     for own in speedups:
         axes.plot(own.threads, own.factors, "o-" if own.is_case else "x--", label=own.name)
-    axes.set(xlabel="threads", ylabel="speed over one thread", title="Threads")
+    axes.set(xlabel="threads", ylabel="speed over one thread", title="Threads", xticks=speedups[0].threads)
     axes.legend(fontsize=8)
     _save(figure, path)
 
