@@ -82,7 +82,7 @@ class BuildExtension(build_ext):
                 extra_postargs=common + isa_flags(source),
                 depends=ext.depends,
             )
-        # Python's own link command, but for what serves extensions alone: bundles (macOS), and the way to its libpython.
+        # Python's own command, but for what only extensions need: to be bundles (macOS), and the way to its libpython.
         linker = copy.copy(self.compiler)
         words = [word for word in linker.linker_so if not word.startswith("-Wl,-rpath")]
         linker.linker_so = ["-dynamiclib" if word == "-bundle" else word for word in words]

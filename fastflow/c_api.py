@@ -125,7 +125,7 @@ class NativeField:
         from .field import VelocityField
 
         if not isinstance(field, VelocityField):
-            raise TypeError(f"field is {_arrays.shown(field)}; accepted is a VelocityField")
+            raise TypeError(f"field is {type(field).__name__}; accepted is a VelocityField")
         if field.backend != "native":
             raise ValueError(f"field has the backend {field.backend!r}; accepted is 'native'")
         whole = field._parts.whole
