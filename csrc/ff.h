@@ -6,9 +6,9 @@
    Where the points have variances of their own, D_j = D + slope variance_j takes the place of D, and
    gamma_j = (gain_constant + gain_slope variance_j) / D_j. Where those differ by direction too, all of this holds for
    each column of the rotation Q_j of a point, and gamma_j is a matrix.
-   The library knows no schedule and no time. Handles are opaque, every function returns a status (0 is success),
-   nothing is printed and nothing aborts. A points handle is read-only after its creation: any number of threads may
-   use it at once. */
+   The library knows no time, and of schedules only the linear one (ff_linear_path). Handles are opaque, every function
+   returns a status (0 is success), nothing is printed and nothing aborts. A points handle is read-only after its
+   creation: any number of threads may use it at once. */
 #ifndef FF_H
 #define FF_H
 
@@ -118,8 +118,8 @@ FF_API int ff_points_logits(const ff_points *points, const ff_queries *queries, 
 FF_API int ff_best_isa(void);
 
 /* The path x_t = alpha x_i + beta x_f at one time, eight-byte numbers without padding: the schedule, its derivatives in
-   time, the product alpha alpha' (given apart, because alpha' may be infinite where alpha is zero), and the variances of
-   source and target. The last is not read where the points have variances of their own. */
+   time, the product alpha alpha' (given apart, because alpha' may be infinite where alpha is zero), and the variances
+   of source and target. The last is not read where the points have variances of their own. */
 typedef struct {
     double alpha, beta, d_alpha, d_beta, alpha_d_alpha;
     double source_variance, target_variance;
@@ -134,8 +134,8 @@ typedef enum { FF_VELOCITY, FF_TARGET_MEAN, FF_SOURCE_MEAN, FF_SCORE, FF_LOG_DEN
 
 /* A quantity at `count` queries x, (count, size) of FF_FLOAT32 or FF_FLOAT64, row-major. paths holds one path for each
    query (stride 1) or one for all (stride 0). Vectors are (count, size) in the dtype of x, numbers (count) double.
-   result must not overlap x. Refused as FF_BAD_ARGUMENT where a component has no variance left (alpha = 0 without target
-   variance): limits at that end of time are left to the caller. */
+   result must not overlap x. Refused as FF_BAD_ARGUMENT where a component has no variance left (alpha = 0 without
+   target variance): limits at that end of time are left to the caller. */
 FF_API int ff_points_evaluate(const ff_points *points, const ff_path *paths, int64_t stride, const void *x,
                               ff_dtype dtype, int64_t count, ff_quantity quantity, void *result, int num_threads);
 

@@ -1,9 +1,9 @@
 /* Reads a problem from standard input and writes what the library makes of it, all in binary:
-     int64  count, size, queries, paths (1 or one for each query), own (whether points have variances of their own)
-     double data (count, size), masses as logs (count), source mean (size), variances (count) if own,
+     int64  count, size, queries, paths (1 or one for each query), rows and columns of variances (0 where all share one)
+     double data (count, size), masses as logs (count), source mean (size), variances (rows, columns),
             paths (paths, 7), x (queries, size)
    out: double velocity, target mean, source mean, score (queries, size); log density, density (queries);
-        log_total of the moments (queries). */
+        log_total of the moments (queries), where all points share one variance. */
 #include <ff.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,17 +25,17 @@ static void require(int status) {
 }
 
 int main(void) {
-    int64_t head[5];
-    if (ff_abi_version() != FF_ABI_VERSION || fread(head, sizeof *head, 5, stdin) != 5) return 2;
+    int64_t head[6];
+    if (ff_abi_version() != FF_ABI_VERSION || fread(head, sizeof *head, 6, stdin) != 6) return 2;
     const int64_t count = head[0], size = head[1], queries = head[2], paths = head[3];
     ff_data data = {.dtype = FF_FLOAT64, .scale = 1.0, .count = count, .size = size};
     data.data = numbers(count * size);
     data.log_mass = numbers(count);
     data.source_mean = numbers(size);
     if (head[4]) {
-        data.variance = numbers(count);
-        data.variance_rows = count;
-        data.variance_columns = 1;
+        data.variance_rows = head[4];
+        data.variance_columns = head[5];
+        data.variance = numbers(head[4] * head[5]);
     }
     ff_path *path = (ff_path *)numbers(paths * 7);
     const double *x = numbers(queries * size);
