@@ -12,6 +12,8 @@ int ff_cpu_runs(const char *isa) {
     if (strcmp(isa, "avx512") == 0)
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                __builtin_cpu_supports("avx512vl");
+#elif defined(__aarch64__)
+    if (strcmp(isa, "neon") == 0) return 1;
 #endif
     return 0;
 }
