@@ -1,8 +1,8 @@
 """Instruction sets of other machines, under emulation: NEON on arm64, and the floor of x86-64 on a processor of 2006.
 
 A C program takes one problem and one instruction set; here it meets every kernel and storage type, and is compared with
-the reference backend. Without compilers and emulators (Debian's gcc-aarch64-linux-gnu and qemu-user) this is skipped, but
-with FASTFLOW_REQUIRE_EMULATORS=1, as the continuous integration has it, it fails.
+the reference backend. Without compilers and emulators (Debian's gcc-aarch64-linux-gnu and qemu-user) this is skipped,
+but with FASTFLOW_REQUIRE_EMULATORS=1, as the continuous integration has it, it fails.
 """
 
 from __future__ import annotations
