@@ -29,32 +29,35 @@ _DLPACK_CPU = 1  # kDLCPU
 class _Torch:
     """PyTorch."""
 
+    refusal = (
+        "requires grad, or is inside of a transformation such as vmap; accepted here are plain tensors, detached, and "
+        "others in velocity alone, without subset, exclude and out"
+    )
+
     @staticmethod
     def owns(value: Any) -> bool:
         return isinstance(value, getattr(sys.modules.get("torch"), "Tensor", ()))
 
     @staticmethod
     def tracks(value: Any) -> bool:
-        """Whether gradients are recorded through `value`, or it stands for others in a transformation of a function."""
         torch = sys.modules["torch"]
         if torch.compiler.is_compiling() or (value.requires_grad and torch.is_grad_enabled()):
+            return True
+        if torch.autograd.forward_ad.unpack_dual(value).tangent is not None:
             return True
         try:
             value.data_ptr()
         except RuntimeError:  # no memory of its own: inside of `vmap`, `jvp`, ...
-            return True
+            return value.layout is torch.strided
         return False
 
-    @classmethod
-    def to_numpy(cls, name: str, value: Any) -> np.ndarray:
+    @staticmethod
+    def elsewhere(value: Any) -> Any:
+        return None if value.device.type == "cpu" else value.device
+
+    @staticmethod
+    def to_numpy(value: Any) -> np.ndarray:
         torch = sys.modules["torch"]
-        if cls.tracks(value):
-            raise TypeError(
-                f"{name} requires grad or is inside of a transformation such as vmap, which only the velocity takes, "
-                f"for x and without subset, exclude and out; accepted here is {name}.detach(), outside of those"
-            )
-        if value.device.type != "cpu":
-            _warn_of_copies("PyTorch", value.device)
         if value.dtype == torch.bfloat16:  # which NumPy has from elsewhere
             bits = value.detach().view(torch.int16).numpy(force=True)
             return bits.view(require("ml_dtypes", "torch").bfloat16)
@@ -76,6 +79,11 @@ class _Torch:
 class _Jax:
     """JAX. Without its x64 mode, float64 results become float32 and int64 ones int32, as everywhere in JAX."""
 
+    refusal = (
+        "is traced by a transformation of JAX and has no values yet; accepted here are arrays with values, and inside "
+        "of jit, grad, vmap and others what fastflow.adapters.jax offers"
+    )
+
     @staticmethod
     def owns(value: Any) -> bool:
         return isinstance(value, getattr(sys.modules.get("jax"), "Array", ()))
@@ -84,16 +92,13 @@ class _Jax:
     def tracks(value: Any) -> bool:
         return isinstance(value, sys.modules["jax"].core.Tracer)
 
-    @classmethod
-    def to_numpy(cls, name: str, value: Any) -> np.ndarray:
-        if cls.tracks(value):
-            raise TypeError(
-                f"{name} is traced by a transformation of JAX and has no values yet; accepted are arrays with values, "
-                "and inside jit, grad, vmap and others what fastflow.adapters.jax offers"
-            )
+    @staticmethod
+    def elsewhere(value: Any) -> Any:
         device = next(iter(value.devices()))
-        if device.platform != "cpu":
-            _warn_of_copies("JAX", device)
+        return None if device.platform == "cpu" else device
+
+    @staticmethod
+    def to_numpy(value: Any) -> np.ndarray:
         return np.asarray(value)
 
     @staticmethod
@@ -106,6 +111,8 @@ class _Jax:
 class _DLPack:
     """Any other library, by the DLPack protocol and the array API standard."""
 
+    refusal = ""
+
     @staticmethod
     def owns(value: Any) -> bool:
         return hasattr(value, "__dlpack__") and hasattr(value, "__dlpack_device__")
@@ -114,21 +121,18 @@ class _DLPack:
     def tracks(value: Any) -> bool:
         return False
 
-    @classmethod
-    def to_numpy(cls, name: str, value: Any) -> np.ndarray:
-        try:
-            if value.__dlpack_device__()[0] == _DLPACK_CPU:
-                return np.from_dlpack(value)
-            _warn_of_copies(type(value).__module__.partition(".")[0], getattr(value, "device", "an accelerator"))
-            return np.from_dlpack(value, device="cpu")
-        except (BufferError, RuntimeError, TypeError, ValueError) as error:
-            raise TypeError(
-                f"{name} cannot be read by DLPack ({type(error).__name__}: {error}); accepted are arrays of real "
-                "numbers in or copied to the memory of the CPU"
-            ) from error
-
     @staticmethod
-    def from_numpy(array: np.ndarray, like: Any) -> Any:
+    def elsewhere(value: Any) -> Any:
+        if value.__dlpack_device__()[0] == _DLPACK_CPU:
+            return None
+        return getattr(value, "device", "an accelerator")
+
+    @classmethod
+    def to_numpy(cls, value: Any) -> np.ndarray:
+        return np.from_dlpack(value) if cls.elsewhere(value) is None else np.from_dlpack(value, device="cpu")
+
+    @classmethod
+    def from_numpy(cls, array: np.ndarray, like: Any) -> Any:
         """An array of the library of `like`; NumPy's where that library takes none by DLPack."""
         if hasattr(like, "__array_namespace__"):
             library = like.__array_namespace__()
@@ -137,15 +141,16 @@ class _DLPack:
         if not hasattr(library, "from_dlpack"):
             return array
         array = np.require(array, requirements="W")  # an older DLPack cannot say that memory is read-only
-        if like.__dlpack_device__()[0] == _DLPACK_CPU:
-            return library.from_dlpack(array)
-        return library.from_dlpack(array, device=like.device)
+        device = cls.elsewhere(like)
+        return library.from_dlpack(array) if device is None else library.from_dlpack(array, device=device)
 
 
+# What is asked of each: does it own a value; is the value one of a recording (of gradients, of a graph) that NumPy
+# would lose, and in which words to refuse it; on which device does it lie, if not in memory; there and back.
 _LIBRARIES = (_Torch, _Jax, _DLPack)
 
 
-def library_of(value: Any) -> type | None:
+def library_of(value: Any) -> Any:
     """The library that `value` is an array of, or None: NumPy's, and all that is no array of a library."""
     if value is None or isinstance(value, (np.ndarray, np.generic, int, float, list, tuple)):
         return None
@@ -156,10 +161,36 @@ def as_numpy(name: str, value: Any) -> Any:
     """An array of another library as NumPy's, of the same memory where that can be; anything else as it is.
 
     Raises:
-        TypeError: naming `name`: the array cannot be read, or gradients are recorded through it.
+        TypeError: naming `name`: the array cannot be read, or a graph is recorded through it.
     """
     library = library_of(value)
-    return value if library is None else library.to_numpy(name, value)
+    return value if library is None else _read(library, name, value)
+
+
+def _read(library: Any, name: str, value: Any) -> np.ndarray:
+    if library.tracks(value):
+        raise TypeError(f"{name} {library.refusal}")
+    device = library.elsewhere(value)
+    if device is not None and str(device) not in _warned:
+        _warned.add(str(device))
+        warnings.warn(
+            f"{name} is on {device}: fields compute in the memory of the CPU, and what lies elsewhere is copied over, "
+            "results back (said once)",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    try:
+        return library.to_numpy(value)
+    except (MemoryError, ImportError):
+        raise
+    except Exception as error:  # whatever the library raises
+        raise TypeError(
+            f"{name} cannot be read as an array ({type(error).__name__}: {error}); accepted are dense arrays of real "
+            "numbers"
+        ) from error
+
+
+_warned: set[str] = set()
 
 
 def follows(leader: str) -> Callable[[Method], Method]:
@@ -180,11 +211,15 @@ def follows(leader: str) -> Callable[[Method], Method]:
             given = args[place] if place < len(args) else kwargs.get(leader)
             if type(given) is np.ndarray or (library := library_of(given)) is None:
                 return method(*args, **kwargs)
-            if library is _Torch and library.tracks(given) and _is_differentiable(method, kwargs):
-                from .adapters.torch import velocity  # the one look upwards: else the graph were lost, or refused
+            if library is _Torch and any(map(library.tracks, filter(library.owns, (*args, *kwargs.values())))):
+                if _is_differentiable(method, kwargs):
+                    from .adapters.torch import velocity  # the one look upwards: else the graph were lost, or refused
 
-                return velocity(*args, **{name: value for name, value in kwargs.items() if name in _DIFFERENTIABLE})
-            view = library.to_numpy(leader, given)
+                    return velocity(*args, **{name: kwargs[name] for name in kwargs if name in _DIFFERENTIABLE})
+                torch = sys.modules["torch"]
+                if torch.compiler.is_compiling():  # what is no operator breaks the graph, and sees values after that
+                    return torch.compiler.disable(wrapped)(*args, **kwargs)
+            view = _read(library, leader, given)
             if place < len(args):
                 args = (*args[:place], view, *args[place + 1 :])
             else:
@@ -222,23 +257,7 @@ def _given_back(library: Any, result: Any, like: Any) -> Any:
 
 
 def _writable(library: Any, out: Any) -> np.ndarray:
-    """A view of `out` for results; ValueError where only a copy could be had, as on an accelerator."""
-    view = library.to_numpy("out", out)
-    if out.__dlpack_device__()[0] != _DLPACK_CPU:
-        raise ValueError("out is on an accelerator; accepted is an array in the memory of the CPU")
-    return view
-
-
-_warned: set[str] = set()
-
-
-def _warn_of_copies(library: str, device: Any) -> None:
-    """Say once for each device that its arrays take a way round."""
-    if str(device) not in _warned:
-        _warned.add(str(device))
-        warnings.warn(
-            f"an array of {library} is on {device}: fields compute on the CPU, and copy it over and results back "
-            "(said once)",
-            RuntimeWarning,
-            stacklevel=4,
-        )
+    """A view of `out` for results; ValueError where only a copy could be had."""
+    if library.elsewhere(out) is not None:
+        raise ValueError(f"out is on {library.elsewhere(out)}; accepted is an array in the memory of the CPU")
+    return _read(library, "out", out)

@@ -11,6 +11,7 @@ field in each process: one that was kept in an exported program meets no field e
 from __future__ import annotations
 
 import copy
+import math
 import secrets
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ _fields: weakref.WeakValueDictionary[int, VelocityField] = weakref.WeakValueDict
 _numbers: weakref.WeakKeyDictionary[VelocityField, int] = weakref.WeakKeyDictionary()
 
 
+@torch.compiler.assume_constant_result
 def _number(field: VelocityField) -> int:
     """The number by which the operators know a field, for as long as the field lives."""
     if field not in _numbers:
@@ -101,15 +103,11 @@ def _(x: Any, t: Any, u: Any, label: Any, field: int, guidance: float, transpose
 
 # Gradients ----------------------------------------------------------------------------------------------------
 
-_NO_TIME_GRADIENT = (
-    "t requires grad, and the gradient of the velocity with respect to t is not known; accepted is t.detach()"
-)
+_NO_TIME_GRADIENT = "t requires grad, and the derivative of the velocity in t is not known; accepted is t.detach()"
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     x, t, label, number, ctx.guidance = inputs
-    if ctx.needs_input_grad[1]:
-        raise ValueError(_NO_TIME_GRADIENT)
     ctx.set_materialize_grads(False)  # no derivative along t is not one of zero
     ctx.save_for_backward(x, t, label)
     ctx.save_for_forward(x, t, label)
@@ -117,6 +115,8 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
 
 
 def _gradient(ctx: Any, gradient: torch.Tensor | None) -> tuple[torch.Tensor | None, None, None, None, None]:
+    if ctx.needs_input_grad[1]:
+        raise ValueError(_NO_TIME_GRADIENT)
     if gradient is None:
         return None, None, None, None, None
     x, t, label = ctx.saved_tensors
@@ -189,14 +189,14 @@ def _folded(info: Any, in_dims: Any, field: int, x: torch.Tensor, others: tuple[
     queries = whole.shape[1] if whole.ndim > 1 + len(event) else 1
     folded = [whole.reshape(count * queries, *event)]
     for value, dim in zip(others, in_dims[1:], strict=True):
-        if value is None or (dim is None and value.numel() == 1 and value.ndim == 0):
+        if value is None or (dim is None and value.ndim == 0):
             folded.append(value)
             continue
         value = leading(value, dim)
         if value.shape == whole.shape and event:
             folded.append(value.reshape(count * queries, *event))
         else:
-            folded.append(value.reshape(count, -1).expand(count, queries).reshape(-1))
+            folded.append(value.reshape(count, math.prod(value.shape[1:])).expand(count, queries).reshape(-1))
     return (whole.shape, *folded)
 
 
@@ -238,8 +238,8 @@ def velocity(field: VelocityField, x: torch.Tensor, t: Any, label: Any = None, g
         guidance: strength of guidance towards the label; see `VelocityField.evaluate`.
 
     Returns:
-        Tensor of the shape, dtype and device of x (float64 for integer x). Gradients in x, in reverse and forward
-        mode, are exact products with the Jacobian (theory: Wu 3; `VelocityField.vjp`, `VelocityField.jvp`).
+        Tensor of the shape, dtype and device of x (float64 for integer x). Derivatives in x, in reverse and forward
+        mode, are exact products with the Jacobian: `VelocityField.vjp` and `VelocityField.jvp`.
 
     Raises:
         TypeError: x is no tensor.
@@ -257,6 +257,8 @@ def _evaluated(number: int, x: torch.Tensor, t: Any, label: Any, guidance: float
     t = t if isinstance(t, torch.Tensor) else torch.as_tensor(t, dtype=torch.float64)
     if t.requires_grad and torch.is_grad_enabled():
         raise ValueError(_NO_TIME_GRADIENT)
+    if isinstance(guidance, torch.Tensor) and guidance.requires_grad:
+        raise ValueError("guidance requires grad; accepted is a number")
     label = None if label is None else torch.as_tensor(label)
     return _apply(_velocity, x, t, label, number, float(guidance))
 
@@ -285,6 +287,7 @@ class VelocityModule(torch.nn.Module):
         """The velocity at x and t; arguments, result and errors as for `velocity` in this module."""
         return _evaluated(self._number, x, t, label, guidance)
 
+    @torch.compiler.assume_constant_result
     def extra_repr(self) -> str:
         """The field, for the module's repr."""
         return repr(self.field)
