@@ -30,7 +30,7 @@ from . import _arrays, schedules
 from .path import coefficients_at
 from .schedules import Schedule
 
-__all__ = ["PREDICTIONS", "change_schedule", "convert", "reverse_time", "time_of_ratio"]
+__all__ = ["PREDICTIONS", "change_schedule", "convert", "reverse_time"]
 
 PREDICTIONS = ("velocity", "source_mean", "target_mean", "score")
 """The names that `convert` takes; those of the quantities of `VelocityField`."""
@@ -391,37 +391,29 @@ def _matching_times(old: Schedule, new: Schedule, t: float | np.ndarray) -> floa
 
 
 def _matching_time(old: Schedule, new: Schedule, t: float) -> float:
-    """The time of `old` at which its `beta / alpha` is that of `new` at t, or ValueError."""
+    """tau with `alpha_old(tau) beta_new(t) = beta_old(tau) alpha_new(t)`.
+
+    The difference of these products is accurate relative to either at both ends of time, where the angle or the ratio
+    is not. If several tau fit, each is right.
+    """
+    from scipy.optimize import brentq  # takes longer to import than all of this package
+
     alpha, beta, *_ = new(t)
-    tau = time_of_ratio(old, alpha, beta)
-    if tau is None:
-        first, last = old(0.0), old(1.0)
+
+    def gap(tau: float) -> float:
+        at = old(tau)
+        return at.alpha * beta - at.beta * alpha
+
+    first, last = old(0.0), old(1.0)
+    for tau, end in ((0.0, first), (1.0, last)):
+        if abs(gap(tau)) <= _ROUNDING * (abs(end.alpha * beta) + abs(end.beta * alpha)):
+            return tau
+    if (gap(0.0) > 0.0) == (gap(1.0) > 0.0):
         raise ValueError(
             f"t is {t}, where schedule_to {new.name!r} has alpha = {alpha:g} and beta = {beta:g}; accepted are times "
             f"whose ratio beta / alpha occurs in schedule_from {old.name!r}, which goes from {first.beta:g} / "
             f"{first.alpha:g} to {last.beta:g} / {last.alpha:g}"
         )
-    return tau
-
-
-def time_of_ratio(schedule: Schedule, alpha: float, beta: float) -> float | None:
-    """tau with `alpha(tau) beta = beta(tau) alpha`: when the schedule mixes source and target as alpha to beta do.
-
-    The difference of these products is accurate relative to either at both ends of time, where the angle or the ratio
-    is not. If several tau fit, each is right; None where none does.
-    """
-    from scipy.optimize import brentq  # takes longer to import than all of this package
-
-    def gap(tau: float) -> float:
-        at = schedule(tau)
-        return at.alpha * beta - at.beta * alpha
-
-    for tau in (0.0, 1.0):
-        end = schedule(tau)
-        if abs(gap(tau)) <= _ROUNDING * (abs(end.alpha * beta) + abs(end.beta * alpha)):
-            return tau
-    if (gap(0.0) > 0.0) == (gap(1.0) > 0.0):
-        return None
     tau = brentq(gap, 0.0, 1.0, xtol=1e-300, rtol=4 * 2.0**-52, maxiter=2000)
     # Never onto an end by rounding, where alpha or beta would be zero that are not.
     return min(max(tau, math.nextafter(0.0, 1.0)), math.nextafter(1.0, 0.0))

@@ -160,6 +160,22 @@ class VelocityField:
         """
         return mixtures.from_mixture(cls, gmm, **options)
 
+    def with_schedule(self, schedule: str | Schedule) -> VelocityField:
+        """The field of the same source and data along another schedule. Both share the data, also as prepared.
+
+        Args:
+            schedule: name or `Schedule`; see `fastflow.schedules`.
+
+        Returns:
+            The field; this one does not change.
+
+        Raises:
+            TypeError, ValueError: schedule is neither a `Schedule` nor the name of one.
+        """
+        new = object.__new__(type(self))
+        new.__dict__.update(self.__dict__, schedule=schedules.get(schedule))
+        return new
+
     def __getstate__(self) -> dict[str, Any]:
         state = {name: value for name, value in self.__dict__.items() if name not in _PREPARED}
         parts, choice = self._parts, self._choice

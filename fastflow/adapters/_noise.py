@@ -1,14 +1,14 @@
 """The posterior of a noisy observation `z = a n + b x_f` with standard normal n: what diffusion samplers ask a model.
 
-Each sampler has its own a and b (sigma and 1 in EDM, sigma and 1 - sigma in flow-matching schedulers). The posterior
-depends on them and the data alone, so a field of any schedule and any isotropic source answers: with
-`x_i = m_i + sqrt(s_i) n` it has the same ratio of noise to data at the time tau where
-`alpha(tau) sqrt(s_i) : beta(tau) = a : b`, and there
+Each sampler has its own a and b (sigma and 1 in EDM, sigma and 1 - sigma in flow-matching schedulers), which depend
+neither on a field's schedule nor on its source `x_i = m_i + sqrt(s_i) n`. For a field of any schedule,
 
-    x = c z + alpha m_i,    c = alpha sqrt(s_i) / a = beta / b,
+    x = c z + alpha m_i = alpha x_i + beta x_f    where    alpha sqrt(s_i) = c a,    beta = c b,
 
-is as likely as z was. So `E[x_f | z] = E[x_f | x]`, `E[n | z] = (E[x_i | x] - m_i) / sqrt(s_i)`, of which
-`z = a E[n | z] + b E[x_f | z]`. Neither is computed by dividing by a or b, so both are accurate at either end.
+so at the time with `alpha sqrt(s_i) / beta = a / b` the observations z and x tell the same: `E[x_f | z] = E[x_f | x]`
+and `E[n | z] = (E[x_i | x] - m_i) / sqrt(s_i)`, of which `z = a E[n | z] + b E[x_f | z]`. Neither is computed by
+dividing by a or b, so both are accurate at either end. As every schedule gives the same, the linear one is used, which
+has all ratios: `c = 1 / (a / sqrt(s_i) + b)`, `t = beta = c b`.
 
 Derivatives. `p(z | x_f)` is `N(b x_f, a^2 I)`, so `d E[x_f | z] / dz = (b / a^2) C` with `C = Cov(x_f | z)`, and
 `d E[n | z] / dz = (1 - (b / a)^2 C) / a`. Both are symmetric, and one product with C serves both gradients.
@@ -16,18 +16,22 @@ Derivatives. `p(z | x_f)` is `N(b x_f, a^2 I)`, so `d E[x_f | z] / dz = (b / a^2
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from .._optional import require
-from ..conversions import time_of_ratio
 from ..field import VelocityField
 
 if TYPE_CHECKING:
     import torch
 else:
     torch = require("torch", "torch")
+
+
+LARGEST_NOISE = 1e70
+"""The largest noise level, beyond which squares leave the range of float64 (the field's own limit of magnitudes)."""
 
 
 class NoisePosterior:
@@ -50,16 +54,9 @@ class NoisePosterior:
                 "field has a source_covariance, and samplers start from standard normal noise; accepted is a field "
                 "with source_variance"
             )
-        self.field = field
+        self.field = field.with_schedule("linear")
         self._mean = source.mean if np.any(source.mean) else None
-        self._deviation = source.variance**0.5
-
-    def noise_range(self) -> tuple[float, float]:
-        """The least and the largest `a / b` along the field's schedule; inf where it has no data part."""
-        with np.errstate(divide="ignore"):
-            at = self.field.schedule(np.array([1.0, 0.0]))
-            least, largest = self._deviation * np.abs(at.alpha) / np.abs(at.beta)
-        return float(least), float(largest)
+        self._deviation = math.sqrt(source.variance)
 
     def __call__(
         self,
@@ -85,9 +82,8 @@ class NoisePosterior:
             raise TypeError(f"the sample is {found}; accepted is a tensor of floating point numbers")
         event = self.field.event_shape
         if z.ndim != 1 + len(event) or tuple(z.shape[1:]) != event:
-            raise ValueError(
-                f"the sample has shape {tuple(z.shape)}; accepted is (batch, {', '.join(map(str, event))}) for this field"
-            )
+            accepted = f"(batch, {', '.join(map(str, event))}) with the events of the field"
+            raise ValueError(f"the sample has shape {tuple(z.shape)}; accepted is {accepted}")
         if a.ndim and a.shape != (len(z),):
             raise ValueError(f"there are {a.size} noise levels for {len(z)} samples; accepted is one, or one for each")
         wide = z if z.dtype == torch.float64 else z.float()
@@ -95,29 +91,17 @@ class NoisePosterior:
         return noise.to(z.dtype), data.to(z.dtype)
 
     def place(self, z: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """x, of the shape and dtype of z, and tau, of the shape of a and b."""
-        pairs, inverse = np.unique(np.stack([a, b], -1).reshape(-1, 2), axis=0, return_inverse=True)
-        tau = np.array([self._time(*pair) for pair in pairs.tolist()]).reshape(-1)[inverse].reshape(a.shape)
-        at = self.field.schedule(tau)
-        scale = (self._deviation * at.alpha * a + at.beta * b) / (a * a + b * b)
+        """x, of the shape and dtype of z, and t, of the shape of a and b."""
+        scale = 1.0 / (a / self._deviation + b)
+        t = np.minimum(scale * b, 1.0)
         x = column(scale, z) * z
         if self._mean is not None:
-            x = x + column(at.alpha, z) * self._mean
-        return x.astype(z.dtype), tau
+            x = x + column(1.0 - t, z) * self._mean
+        return x.astype(z.dtype), t
 
     def normal(self, source: np.ndarray) -> np.ndarray:
         """Source points in units of standard normal noise."""
         return ((source if self._mean is None else source - self._mean) / self._deviation).astype(source.dtype)
-
-    def _time(self, a: float, b: float) -> float:
-        tau = time_of_ratio(self.field.schedule, a / self._deviation, b)
-        if tau is None:
-            least, largest = self.noise_range()
-            raise ValueError(
-                f"the sample has {a:g} times noise and {b:g} times data, a ratio of {a / b if b else np.inf:g}; accepted "
-                f"are ratios of the field's schedule {self.field.schedule.name!r}, {least:g} to {largest:g}"
-            )
-        return tau
 
 
 class _Query(NamedTuple):
@@ -139,11 +123,11 @@ class _Query(NamedTuple):
 
     def means(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """`E[n | z]`, `E[x_f | z]`."""
-        x, tau = self.posterior.place(z, self.a, self.b)
+        x, t = self.posterior.place(z, self.a, self.b)
         noise, data = np.empty_like(z), np.empty_like(z)
         for rows, label in self.parts():
             options = {} if label is None else {"label": label, "guidance": self.guidance}
-            times = tau[rows] if tau.ndim else tau
+            times = t[rows] if t.ndim else t
             found = self.posterior.field.evaluate(x[rows], times, ("source_mean", "target_mean"), **options)
             noise[rows], data[rows] = self.posterior.normal(found["source_mean"]), found["target_mean"]
         return noise, data
@@ -153,12 +137,12 @@ class _Query(NamedTuple):
         if not self.a.all():
             raise ValueError("the noise level is 0, where the posterior has no gradient; accepted is one above 0")
         field = self.posterior.field
-        x, tau = self.posterior.place(z, self.a, self.b)
+        x, t = self.posterior.place(z, self.a, self.b)
         ratio, inverse = column(self.b / self.a, z), column(1.0 / self.a, z)
         along = (ratio * inverse * (of_data - ratio * of_noise)).astype(z.dtype)
         result = inverse * of_noise
         for rows, label in self.parts():
-            times, u = tau[rows] if tau.ndim else tau, along[rows]
+            times, u = t[rows] if t.ndim else t, along[rows]
             product = field.target_covariance_product(x[rows], times, u, label=label)
             if label is not None and self.guidance != 0.0:  # guided means are linear in those that they are made of
                 rest = field.target_covariance_product(x[rows], times, u)
@@ -201,8 +185,7 @@ def levels(name: str, value: Any, least: float, largest: float, meaning: str) ->
     Raises:
         ValueError: a value outside, or a shape with more than one axis.
     """
-    array = value.numpy(force=True) if isinstance(value, torch.Tensor) else np.asarray(value)
-    array = array.astype(np.float64)
+    array = torch.as_tensor(value).detach().cpu().double().numpy()
     array = array.reshape(()) if array.size == 1 else array
     if array.size != max(array.shape, default=1):
         raise ValueError(f"{name} has shape {array.shape}; accepted is one number, or one for each sample")

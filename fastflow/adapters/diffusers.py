@@ -1,6 +1,6 @@
 """A field as the network of a diffusers pipeline with a flow-matching scheduler.
 
-`FlowMatchEulerDiscreteScheduler`, its Heun sibling and the solvers with `prediction_type="flow_prediction"` keep samples
+`FlowMatchEulerDiscreteScheduler`, its Heun sibling and solvers with `prediction_type="flow_prediction"` keep samples
 `z = (1 - sigma) x_f + sigma n` with standard normal n, and step by `dz / dsigma`: sigma, which is
 `timestep / num_train_timesteps`, runs from 1 (noise) to 0 (data), against the time of a field, and so does the sign:
 
@@ -39,8 +39,7 @@ class FlowModel(torch.nn.Module):
             sample = scheduler.step(model(sample, t).sample, t, sample).prev_sample
 
     Args:
-        field: a field with an isotropic source. Its time must reach down to pure noise (`beta(0) = 0`) for the first
-            step of a scheduler that starts at sigma = 1.
+        field: a field with an isotropic source.
         num_train_timesteps: that of the scheduler. (Pipelines that divide the timestep before they call their
             network, as that of Flux does, need 1.)
         null_label: a class label that stands for no class, such as pipelines give for the half of a batch that their

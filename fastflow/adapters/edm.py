@@ -9,13 +9,14 @@ Their samples are `x = x_f + sigma n` with standard normal n (Karras et al. 2022
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .._optional import require
 from ..field import VelocityField
-from ._noise import NoisePosterior, levels
+from ._noise import LARGEST_NOISE, NoisePosterior, levels
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +36,7 @@ class Denoiser(torch.nn.Module):
             depends on it.
 
     Attributes:
-        sigma_min, sigma_max: the noise levels that the field's schedule spans; 0 and inf for "linear".
+        sigma_min, sigma_max: 0 and inf: every noise level is known, along whatever schedule the field has.
         sigma_data: as given.
         label_dim: number of classes, 0 without labels.
         img_channels, img_resolution: of a field whose events are square images (C, H, H), else None.
@@ -49,7 +50,7 @@ class Denoiser(torch.nn.Module):
         super().__init__()
         self._posterior = NoisePosterior(field)
         self.field, self.guidance, self.sigma_data = field, guidance, sigma_data
-        self.sigma_min, self.sigma_max = self._posterior.noise_range()
+        self.sigma_min, self.sigma_max = 0.0, math.inf
         self.label_dim = len(field.classes)
         square = len(field.event_shape) == 3 and field.event_shape[1] == field.event_shape[2]
         self.img_channels, self.img_resolution = (
@@ -63,7 +64,7 @@ class Denoiser(torch.nn.Module):
 
         Args:
             x: (B, *event), floating point.
-            sigma: number or tensor, of one value, (B,) or (B, 1, ..., 1), in [sigma_min, sigma_max].
+            sigma: number or tensor, of one value, (B,) or (B, 1, ..., 1), at least 0 and finite.
             class_labels: as EDM gives them, one-hot rows (B, label_dim) or (1, label_dim), in the order of
                 `field.classes`; a row of zeros, and None, is no class.
             force_fp32: taken for EDM's sake; results follow x.
@@ -77,8 +78,7 @@ class Denoiser(torch.nn.Module):
             TypeError: x is no tensor of floating point numbers.
             ValueError: a shape, noise level or class that is not accepted.
         """
-        meaning = f"a noise level from {self.sigma_min:g} (data) to {self.sigma_max:g} (noise)"
-        sigma = levels("sigma", sigma, self.sigma_min, min(self.sigma_max, np.finfo(np.float64).max), meaning)
+        sigma = levels("sigma", sigma, 0.0, LARGEST_NOISE, "a noise level, from 0 (data) up to large ones (noise)")
         free = None
         if class_labels is not None:
             if label is not None:
@@ -92,6 +92,21 @@ class Denoiser(torch.nn.Module):
     def round_sigma(self, sigma: Any) -> torch.Tensor:
         """The nearest noise level that the network knows: sigma itself, as a tensor."""
         return torch.as_tensor(sigma)
+
+    def sigma_at(self, t: Any) -> torch.Tensor:
+        """The noise level along the field's own schedule, `alpha(t) sqrt(s_i) / beta(t)`.
+
+        A state x of the field at t is the sample `(x - alpha m_i) / beta` at this level.
+
+        Args:
+            t: number or tensor in [0, 1].
+
+        Returns:
+            float64 tensor of the shape of t; inf where beta is 0.
+        """
+        at = self.field.schedule(torch.as_tensor(t, dtype=torch.float64).numpy(force=True))
+        alpha, beta = torch.from_numpy(at.alpha), torch.from_numpy(at.beta)
+        return alpha * math.sqrt(self.field.source.variance) / beta
 
     def _classes(self, one_hot: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Class of each row, and which rows have none."""

@@ -43,7 +43,7 @@ class VelocityModel(ModelWrapper):
 
         Args:
             x: (B, *event) or one event, floating point.
-            t: number or tensor, scalar, (B,) or (B, 1), clamped to [0, 1].
+            t: number or tensor, scalar, (B,) or (B, 1), clamped to [0, 1]; no gradient flows there.
             label: a class of the field's labels, or (B,) with one for each query; an extra of the solver's call.
             guidance: strength of guidance towards the label; an extra of the solver's call.
 

@@ -9,6 +9,11 @@ Time runs from 0 (noise) to 1 (data), as the examples of these tools have it; in
 Solvers that choose their steps look past the end of the time span, and interpolate back. No velocity is defined there,
 so times beyond an end are taken as that end: what a solver returns inside the span does not depend on it but by its
 error control, which may then shorten the last step.
+
+Gradients in x flow through the steps; times are taken as constants, so nothing is learned here about a grid of times.
+The adaptive methods of `torchdiffeq.odeint` record how they choose their first step from the state, which is then an
+error of the gradient, small as that step is: `odeint_adjoint`, or a first step of your own
+(`options={"first_step": 1e-3}`), has none.
 """
 
 from __future__ import annotations
@@ -51,7 +56,7 @@ class TimeFirst(VelocityModule):
         """The velocity at x and t, differentiable in x.
 
         Args:
-            t: number or tensor, scalar, (B,) or (B, 1), clamped to [0, 1].
+            t: number or tensor, scalar, (B,) or (B, 1), clamped to [0, 1]; no gradient flows there.
             x: (B, *event) or one event, floating point.
             args: what torchdyn passes along, ignored.
 
@@ -89,4 +94,4 @@ def velocity_near(velocity: Callable[..., torch.Tensor], x: torch.Tensor, t: Any
             f"the time t is {t[~near].flatten()[0].item():g}; accepted is 0 (noise) to 1 (data), which a solver that "
             f"looks ahead may overshoot by {_FAR:g}"
         )
-    return velocity(x, t.clamp(0.0, 1.0), **options)
+    return velocity(x, t.detach().clamp(0.0, 1.0), **options)
