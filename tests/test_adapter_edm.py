@@ -116,7 +116,7 @@ def exact(data, x, sigma, **options):
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "vp"])
 def test_heun_sampler_of_edm(data, noise, schedule):
     model = Denoiser(VelocityField(data, variance=0.02, schedule=schedule))
-    found = edm_sampler(model, noise, num_steps=60)
+    found = edm_sampler(model, noise, num_steps=200)
     np.testing.assert_allclose(found.numpy(), exact(data, 80.0 * noise, 80.0, variance=0.02), rtol=0, atol=5e-3)
 
 

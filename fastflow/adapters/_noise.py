@@ -185,7 +185,8 @@ def levels(name: str, value: Any, least: float, largest: float, meaning: str) ->
     Raises:
         ValueError: a value outside, or a shape with more than one axis.
     """
-    array = torch.as_tensor(value).detach().cpu().double().numpy()
+    value = value.detach().cpu() if isinstance(value, torch.Tensor) else value
+    array = torch.as_tensor(value, dtype=torch.float64).numpy()
     array = array.reshape(()) if array.size == 1 else array
     if array.size != max(array.shape, default=1):
         raise ValueError(f"{name} has shape {array.shape}; accepted is one number, or one for each sample")
