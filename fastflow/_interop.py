@@ -41,13 +41,13 @@ class _Torch:
     @staticmethod
     def tracks(value: Any) -> bool:
         torch = sys.modules["torch"]
-        if torch.compiler.is_compiling() or (value.requires_grad and torch.is_grad_enabled()):
+        if torch.compiler.is_dynamo_compiling() or (value.requires_grad and torch.is_grad_enabled()):
             return True
         if torch.autograd.forward_ad.unpack_dual(value).tangent is not None:
             return True
         try:
             value.data_ptr()
-        except RuntimeError:  # no memory of its own: inside of `vmap`, `jvp`, ...
+        except RuntimeError:  # no memory of its own: inside of `vmap`, `export`, ...
             return value.layout is torch.strided
         return False
 
@@ -216,9 +216,9 @@ def follows(leader: str) -> Callable[[Method], Method]:
                     from .adapters.torch import velocity  # the one look upwards: else the graph were lost, or refused
 
                     return velocity(*args, **{name: kwargs[name] for name in kwargs if name in _DIFFERENTIABLE})
-                torch = sys.modules["torch"]
-                if torch.compiler.is_compiling():  # what is no operator breaks the graph, and sees values after that
-                    return torch.compiler.disable(wrapped)(*args, **kwargs)
+                compiler = sys.modules["torch"].compiler
+                if compiler.is_dynamo_compiling():  # break the graph: outside of it the tensors have values
+                    return compiler.disable(wrapped)(*args, **kwargs)
             view = _read(library, leader, given)
             if place < len(args):
                 args = (*args[:place], view, *args[place + 1 :])

@@ -39,6 +39,11 @@ class VelocityField:
     `source_mean` are at most 1e70 in magnitude, variances lie between 1e-80 and 1e80 (or are 0, for the data), and
     alpha and beta are at most 1e10. Others raise ValueError.
 
+    Arrays may be NumPy's, tensors of PyTorch, arrays of JAX or of any library that speaks DLPack. Results are of the
+    library of `x`, on its device, where the docstrings say array; what lies on an accelerator is copied over and back,
+    with one warning. Through a tensor that requires grad, `velocity` without `subset`, `exclude` and `out` records its
+    gradient in x (`fastflow.adapters.torch`); other methods take it detached, or under `torch.no_grad()`.
+
     A field can be copied and pickled. Its data travel with it (those of a memory map too, as an array), and where it
     arrives they are prepared again, for the same backend, instruction set and number of threads; if these cannot run
     there, for the best that can, which `backend_reason` tells.
@@ -245,8 +250,8 @@ class VelocityField:
         Args:
             x: (B, *event) or one event, real and finite.
             t: scalar, (B,) or (B, 1), in [0, 1].
-            out: where to put the result; shape and dtype of the result. It may be x, but must not share memory with
-                the field's data.
+            out: where to put the result; shape and dtype of the result, in memory of the CPU. It may be x, but must
+                not share memory with the field's data.
             **options: `label`, `subset`, `exclude`, `guidance` as for `evaluate`.
 
         Returns:
@@ -609,8 +614,8 @@ class VelocityField:
 
         Returns:
             The final states, shaped as the starting points; or, with `return_path`, `(times, path)` of shapes (T,)
-            and (T, B, *event), `path[0]` being the start. The dtype is that of the starting points (float64 for
-            integers); drawn ones are float32 where the field works on float32 data, else float64.
+            and (T, B, *event), `path[0]` being the start. Dtype and library are those of the starting points (float64
+            for integers); drawn ones are NumPy's, float32 where the field works on float32 data, else float64.
 
         Raises:
             TypeError: an argument is of the wrong kind.
@@ -772,7 +777,7 @@ class VelocityField:
         Returns:
             `TrainingBatch(x, t, target, index)`: (B, *event), (B,), (B, *event) and the data points (B,) that x was
             drawn from. All but index are float32 where the field works on float32 data, else float64; times that
-            were given are float64.
+            were given are float64. The arrays are of the library of t, NumPy's where none is given.
         """
         return training.training_batch(
             self, batch_size, t=t, num_subset=num_subset, rng=rng, label=label, quantity=quantity

@@ -74,6 +74,14 @@ def test_values(field, call):
     assert call(field, x[0], 0.3).shape == field.event_shape
 
 
+def test_the_function_of_the_package_records_too():
+    data = np.random.default_rng(0).standard_normal((N, D))
+    x = torch.ones(B, D, dtype=torch.float64, requires_grad=True)
+    ff.velocity(x, 0.5, data, variance=0.1).sum().backward()
+    with torch.no_grad():
+        assert torch.equal(x.grad, ff.VelocityField(data, variance=0.1).vjp(x, 0.5, torch.ones_like(x)))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_dtypes(call, dtype):
     field = field_of()
