@@ -147,7 +147,7 @@ def test_what_is_refused(data, noise):
         model(noise, torch.ones(2, 4))
     with pytest.raises(TypeError, match="sample is ndarray"):
         model(noise.numpy(), 500)
-    with pytest.raises(TypeError, match="sample is torch.int64"):
+    with pytest.raises(TypeError, match=r"sample is torch\.int64"):
         model(noise.long(), 500)
     with pytest.raises(ValueError, match="label"):
         model(noise, 500, class_labels=1)

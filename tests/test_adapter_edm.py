@@ -5,6 +5,8 @@ papers (Karras et al. 2022, algorithms 1 and 2; Lu et al. 2022, DPM-Solver++(2M)
 code makes.
 """
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -78,7 +80,7 @@ def edm_sampler(net, latents, class_labels=None, num_steps=18, churn=0.0, sigma_
     times = (high ** (1 / 7) + step * (low ** (1 / 7) - high ** (1 / 7))) ** 7
     times = torch.cat([net.round_sigma(times), times.new_zeros(1)])
     x = latents.double() * times[0]
-    for index, (t, stop) in enumerate(zip(times[:-1], times[1:], strict=True)):
+    for index, (t, stop) in enumerate(pairwise(times)):
         gamma = min(churn / num_steps, 2**0.5 - 1)
         raised = net.round_sigma(t + gamma * t)
         x = x + (raised**2 - t**2).sqrt() * torch.randn(x.shape, generator=random, dtype=torch.float64)
@@ -94,13 +96,10 @@ def edm_sampler(net, latents, class_labels=None, num_steps=18, churn=0.0, sigma_
 def dpm_solver_pp_2m(model, x, sigmas, **extra_args):
     """DPM-Solver++(2M) of Lu et al. (2022) for alpha = 1, in h = log(sigma_i / sigma_{i+1}); k-diffusion's calls."""
     s_in, before, last_h = x.new_ones([len(x)]), None, None
-    for sigma, stop in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, stop in pairwise(sigmas):
         denoised = model(x, sigma * s_in, **extra_args)
         h = torch.log(sigma / stop)
-        if before is None or stop == 0:
-            best = denoised
-        else:
-            best = denoised + h / (2 * last_h) * (denoised - before)
+        best = denoised if before is None or stop == 0 else denoised + h / (2 * last_h) * (denoised - before)
         x = (stop / sigma) * x - torch.expm1(-h) * best
         before, last_h = denoised, h
     return x
@@ -201,7 +200,7 @@ def test_what_is_refused(data, noise, classes):
         model(noise, torch.ones(3))
     with pytest.raises(ValueError, match="sample has shape"):
         model(noise[0], 1.0)
-    with pytest.raises(TypeError, match="sample is torch.int64"):
+    with pytest.raises(TypeError, match=r"sample is torch\.int64"):
         model(noise.long(), 1.0)
     with pytest.raises(ValueError, match="0 classes"):
         model(noise, 1.0, torch.eye(3)[:1])

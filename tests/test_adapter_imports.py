@@ -3,8 +3,6 @@
 import subprocess
 import sys
 
-import pytest
-
 LIBRARIES = ("torch", "torchdiffeq", "zuko", "flow_matching", "diffusers", "sklearn", "jax")
 
 
@@ -15,40 +13,45 @@ def python(code: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-@pytest.mark.parametrize(
-    ("adapters", "allowed"),
-    [
-        (("sklearn",), {"sklearn"}),
-        (("ode", "edm"), {"torch"}),
-        (("flow_matching",), {"torch", "flow_matching", "torchdiffeq"}),  # the last by flow_matching itself
-    ],
-)
-def test_no_library_but_its_own(adapters, allowed):
-    imports = "; ".join(f"import fastflow.adapters.{adapter}" for adapter in adapters)
-    (found,) = python(f"import sys; {imports}; print(*({set(LIBRARIES)} & set(sys.modules)))")
-    assert set(found.split()) == allowed
-
-
-def test_a_missing_library_is_missed_by_the_name_of_its_extra():
-    def tried(missing: str, adapters: tuple[str, ...]) -> list[str]:
-        return python(
-            f"""
+REPORT = f"""
 import importlib, sys
-for name in {missing.split()}:
-    sys.modules[name] = None
-for adapter in {adapters}:
-    try:
-        importlib.import_module(f"fastflow.adapters.{{adapter}}")
-    except ImportError as error:
-        print(error)
-"""
-        )
 
-    assert tried("torch sklearn", ("ode", "edm", "sklearn")) == [
-        f'{library} is not installed; get it with: pip install "fastflow[{library}]"'
-        for library in ("torch", "torch", "sklearn")
+def report(*adapters):
+    for adapter in adapters:
+        try:
+            importlib.import_module("fastflow.adapters." + adapter)
+        except ImportError as error:
+            print(error)
+    print("loaded:", *sorted(name for name in {LIBRARIES} if sys.modules.get(name)))
+"""
+
+
+def missed(library: str, extra: str) -> str:
+    return f'{library} is not installed; get it with: pip install "fastflow[{extra}]"'
+
+
+def test_scikit_learn_alone():
+    assert python(f"{REPORT}report('sklearn')") == ["loaded: sklearn"]
+
+
+def test_nothing_installed():
+    assert python(f"{REPORT}sys.modules['torch'] = sys.modules['sklearn'] = None\nreport('ode', 'edm', 'sklearn')") == [
+        *[missed(name, name) for name in ("torch", "torch", "sklearn")],
+        "loaded:",
     ]
-    assert tried("flow_matching diffusers", ("flow_matching", "diffusers")) == [
-        'flow_matching is not installed; get it with: pip install "fastflow[flow-matching]"',
-        'diffusers is not installed; get it with: pip install "fastflow[diffusers]"',
+
+
+def test_torch_alone_and_then_flow_matching():
+    assert python(
+        f"{REPORT}report('ode', 'edm')\n"
+        "sys.modules['flow_matching'] = sys.modules['diffusers'] = None\n"
+        "report('flow_matching', 'diffusers')\n"
+        "del sys.modules['flow_matching']\n"
+        "report('flow_matching')"
+    ) == [
+        "loaded: torch",
+        missed("flow_matching", "flow-matching"),
+        missed("diffusers", "diffusers"),
+        "loaded: torch",
+        "loaded: flow_matching torch",
     ]

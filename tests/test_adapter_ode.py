@@ -222,7 +222,7 @@ def test_what_is_refused(field, noise, call):
         call(field, 0.5, noise[:, :1])
     with pytest.raises(ValueError, match="t has shape"):
         call(field, torch.full((3,), 0.5), noise)
-    with pytest.raises(TypeError, match="state x is torch.int64"):
+    with pytest.raises(TypeError, match=r"state x is torch\.int64"):
         call(field, 0.5, noise.long())
     with pytest.raises(TypeError, match="state x is ndarray"):
         call(field, 0.5, noise.numpy())

@@ -12,23 +12,23 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "docs" / "examples"
 
 pytestmark = pytest.mark.skipif(not EXAMPLES.is_dir(), reason="the examples are not part of this copy")
 
-# Sizes that take a second or two; for each its results, as patterns whose group is a number and the most it may be.
+# Sizes that take a second or two; for each its results, as patterns of a number, and the least and most it may be.
 SMALL = {
     "torchdiffeq_sampling": (
-        ["--data", "100", "--num", "20"],
-        [(r"(\d+) evaluations", 2000)],
+        ["--data", "50", "--num", "10"],
+        [(r"on a data point, within 0.01: ([\d.]+)%", 100, 100), (r"field.sample, within 0.01: ([\d.]+)%", 100, 100)],
     ),
     "network_distance": (
         ["--data", "100", "--steps", "200", "--batch", "256", "--num", "256"],
-        [(r"relative error of the network: ([\d.]+)%", 60.0)],
+        [(r"relative error of the network: ([\d.]+)%", 5, 60)],
     ),
     "solvers_and_schedules": (
         ["--num", "4", "--evaluations", "4", "64"],
-        [(r"linear +rk4 .* ([\d.]+)\n", 0.01)],
+        [(r"linear +rk4 .* ([\d.]+)\n", 0, 0.01)],
     ),
     "gradient_guidance": (
         ["--num", "3", "--steps", "40"],
-        [(r"with guidance: misfit of the upper half ([\d.]+)", 0.25)],
+        [(r"with guidance: misfit of the upper half ([\d.]+)", 0, 0.25)],
     ),
 }
 
@@ -53,20 +53,7 @@ def test_example(name, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert picture.read_bytes().startswith(b"\x89PNG")
-    for pattern, most in expected:
+    for pattern, least, most in expected:
         found = re.search(pattern, done.stdout)
         assert found, done.stdout
-        assert float(found.group(1)) <= most
-
-
-def test_the_flow_of_torchdiffeq_arrives(tmp_path):
-    """Its own claim: every sample on a data point, where `field.sample` ends too."""
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / "torchdiffeq_sampling.py"), "--data", "50", "--num", "10"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert re.findall(r"within 0.01: ([\d.]+)%", done.stdout) == ["100.0", "100.0"]
+        assert least <= float(found.group(1)) <= most

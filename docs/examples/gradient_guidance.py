@@ -1,13 +1,14 @@
 """Guidance by differentiating through the field: digits whose upper half is given.
 
 Observed is `y = A x_f`, the upper half of a digit. Along the flow the posterior mean of the data is
-`m(x, t) = x + (1 - t) v(x, t)`, and the score of the observation is approximated by Gaussian noise of variance r^2 about
-it (reconstruction guidance; Song et al. 2023, "Pseudoinverse-guided diffusion models"):
+`m(x, t) = x + (1 - t) v(x, t)`, and the score of the observation is approximated by Gaussian noise of variance r^2
+about it (reconstruction guidance; Song et al. 2023, "Pseudoinverse-guided diffusion models"),
 
-    grad_x log p(y | x) ~ -grad_x |y - A m(x, t)|^2 / (2 r^2),    r^2 = (1 - t)^2 / (t^2 + (1 - t)^2).
+    grad_x log p(y | x) ~ -grad_x |y - A m(x, t)|^2 / (2 r^2),    r^2 = (1 - t)^2 / (t^2 + (1 - t)^2),
 
-A score g changes the velocity of the linear schedule by (1 - t) / t g. As the data are finite, the exact answer is known
-too: digits whose upper half is closest to y. A factor above 1 (`--strength`) makes up for the approximation. From the root of a clone:
+times a factor (`--strength`) that makes up for the approximation. A score g changes the velocity of the linear schedule
+by (1 - t) / t g. As the data are finite, the best that can be had is known: the digit whose upper half is closest to y.
+From the root of a clone:
 
     python docs/examples/gradient_guidance.py --out gradient_guidance.png
 """

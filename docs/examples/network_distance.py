@@ -82,7 +82,9 @@ def main() -> None:
 
     worst = TIMES[np.argmax(excess)]
     print(f"mean over t: excess {excess.mean():.3f}, loss at the optimum {floor.mean():.3f}, |v|^2 {size.mean():.3f}")
-    print(f"relative error of the network: {np.sqrt(excess.mean() / size.mean()):.1%}; largest excess at t = {worst:.2f}")
+    print(
+        f"relative error of the network: {np.sqrt(excess.mean() / size.mean()):.1%}; largest excess at t = {worst:.2f}"
+    )
 
     figure = Figure(figsize=(5, 3.5), layout="constrained")
     axes = figure.subplots()
