@@ -6,16 +6,28 @@ FASTFLOW_SANITIZE=LIST        compile with -fsanitize=LIST, for example address,
 FASTFLOW_WERROR=1             warnings of the C compiler are errors
 """
 
+import copy
 import os
 import platform
 import re
+import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 CSRC = Path("csrc")
+HEADERS = ("ff.h", "ff_errors.def")
+NATIVE_FOLDERS = ("lib", "include")
+# The library is found by its name alone, beside whatever links it; the linker keeps it loaded, as its threads live on.
+if sys.platform == "darwin":
+    LIBRARY, ORIGIN = "libfastflow.dylib", "@loader_path"
+    LIBRARY_FLAGS = [f"-Wl,-install_name,@rpath/{LIBRARY}"]
+else:
+    LIBRARY, ORIGIN = "libfastflow.so", "$ORIGIN"
+    LIBRARY_FLAGS = [f"-Wl,-soname,{LIBRARY}", "-Wl,-z,nodelete"]
 
 
 def flag(name):
@@ -29,7 +41,11 @@ def isa_flags(source):
 
 
 class BuildExtension(build_ext):
-    """Compiles each csrc/isa file with the flags it names, and falls back to no extension where none can be built."""
+    """Builds csrc/ into one shared library, which programs without Python link too (docs/native.md), and the extension
+    on top of it; falls back to neither where they cannot be built.
+
+    The library and its header go where the extension goes: `fastflow/lib` and `fastflow/include`.
+    """
 
     def build_extension(self, ext):
         common = ["-std=c11", "-O3", "-Wall", "-Wextra", "-fvisibility=hidden", "-ffp-contract=off", "-fno-fast-math"]
@@ -40,17 +56,11 @@ class BuildExtension(build_ext):
             sanitize = f"-fsanitize={os.environ['FASTFLOW_SANITIZE']}"
             common += [sanitize, "-fno-sanitize-recover=all", "-g", "-fno-omit-frame-pointer"]
             link.append(sanitize)
-        ext.extra_link_args = link
+        package = Path(self.build_lib, "fastflow")
+        ext.libraries, ext.library_dirs = ["fastflow"], [str(package / "lib")]
+        ext.extra_link_args = [*link, f"-Wl,-rpath,{ORIGIN}/../lib"]
         try:
-            for source in sorted(str(path) for path in [*CSRC.glob("*.c"), *CSRC.glob("isa/*.c")]):
-                ext.extra_objects += self.compiler.compile(
-                    [source],
-                    output_dir=self.build_temp,
-                    include_dirs=ext.include_dirs,
-                    macros=[("_GNU_SOURCE", None)],
-                    extra_postargs=common + isa_flags(source),
-                    depends=ext.depends,
-                )
+            self.build_library(package, ext, common, link)
             super().build_extension(ext)
         except Exception as error:
             if flag("FASTFLOW_REQUIRE_EXTENSION"):
@@ -58,10 +68,40 @@ class BuildExtension(build_ext):
             print(f"fastflow: the C extension was not built ({error}); the numba backend is used", file=sys.stderr)
             ext.optional = True
             ext.not_built = True
+            for folder in NATIVE_FOLDERS:
+                shutil.rmtree(package / folder, ignore_errors=True)
+
+    def build_library(self, package, ext, common, link):
+        """Compile each file of csrc/, those of csrc/isa with the flags they name, and link them."""
+
+        def compiled(source):
+            return self.compiler.compile(
+                [source],
+                output_dir=self.build_temp,
+                include_dirs=ext.include_dirs,
+                macros=[("_GNU_SOURCE", None)],
+                extra_postargs=common + isa_flags(source),
+                depends=ext.depends,
+            )
+
+        sources = sorted(str(path) for path in [*CSRC.glob("*.c"), *CSRC.glob("isa/*.c")])
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # each file of an instruction set takes half a minute
+            objects = [compiled_file for files in pool.map(compiled, sources) for compiled_file in files]
+        # Python's own command, but for what only extensions need: to be bundles (macOS), and the way to its libpython.
+        linker = copy.copy(self.compiler)
+        words = [word for word in linker.linker_so if not word.startswith("-Wl,-rpath")]
+        linker.linker_so = ["-dynamiclib" if word == "-bundle" else word for word in words]
+        linker.link_shared_object(objects, str(package / "lib" / LIBRARY), extra_postargs=link + LIBRARY_FLAGS)
+        (package / "include").mkdir(parents=True, exist_ok=True)
+        for header in HEADERS:
+            shutil.copy(CSRC / header, package / "include")
 
     def copy_extensions_to_source(self):
         self.extensions = [ext for ext in self.extensions if not getattr(ext, "not_built", False)]
         super().copy_extensions_to_source()
+        package = Path(self.get_finalized_command("build_py").get_package_dir("fastflow"))
+        for folder in NATIVE_FOLDERS if self.extensions else ():
+            shutil.copytree(Path(self.build_lib, "fastflow", folder), package / folder, dirs_exist_ok=True)
 
 
 def extensions():

@@ -2,15 +2,21 @@
 
     cases ─┬─ contenders (backends of fastflow, rivals) ─ measure ─┬─ compare      ratios, interleaved in one run
            └─ answers (float64, for every timed result)            ├─ test_speed   the same under pytest-benchmark
+                                                                   ├─ models       what a variance of each point costs
                                                                    ├─ overhead     microseconds per small call
                                                                    └─ memory       peak above inputs and outputs
+    compare, ceilings, accuracy, scaling, overhead ─ targets ─ report              docs/performance.md
 
 Run from the root of the source tree; README.md has the commands. That folder comes first on the path then and would
 hide an installed fastflow behind a source tree that may have no compiled extension. Importing this package moves it
 to the end: an installed fastflow goes first, and an editable installation, which lives in the source tree, is found
 as before.
+
+It also clears two variables that choose the kernels of OpenBLAS. Some systems set them for the sake of old versions,
+and they make a current NumPy slower than it is. OpenBLAS reads them when NumPy is first imported, which is later.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -22,4 +28,10 @@ def _installed_first() -> None:
     sys.path[:] = [*elsewhere, str(ROOT)]
 
 
+def _kernels_of_openblas_by_processor() -> None:
+    for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
+        os.environ.pop(name, None)
+
+
 _installed_first()
+_kernels_of_openblas_by_processor()

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 import fastflow as ff
 
-from .rivals import rivals
+from .cases import TIME, Case, Points
+from .rivals import Rival, rivals, unchanged
 
 # The plain formula in float64, which is there to be read and compared with, not to be fast.
 REFERENCE = "numpy"
 
 _OVERRIDES = ("FASTFLOW_BACKEND", "FASTFLOW_ISA", "FASTFLOW_NUM_THREADS")
 
-Call = Callable[[np.ndarray], np.ndarray]
+# Queries in, velocities out, both arrays of the contender's own.
+Call = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
@@ -27,17 +30,31 @@ class Contender:
 
     Attributes:
         name: how it is called in tables: a rival's name, a backend's, or backend-isa.
-        prepare: `(data, t) -> call`, with `call(x)` the velocities.
+        prepare: `(points, t) -> call`, with `call(x)` the velocities.
         backend: the backend of fastflow, or None for a rival.
         isa: the instruction set that the backend is told to use, or None.
         missing: why it cannot run here; empty if it can.
+        enter, leave, device, tolerance, compiles: as for a rival.
     """
 
     name: str
-    prepare: Callable[[np.ndarray, float], Call]
+    prepare: Callable[[Points, float], Call]
     backend: str | None = None
     isa: str | None = None
     missing: str = ""
+    enter: Callable[[np.ndarray], Any] = unchanged
+    leave: Callable[[Any], np.ndarray] = unchanged
+    device: str = "cpu"
+    tolerance: float | None = None
+    compiles: bool = False
+
+    def storage(self, case: Case) -> str:
+        """The dtype that it reads the data of a case in: only fastflow stores anything but float32."""
+        return "float32" if self.backend is None else case.storage
+
+    def on(self, case: Case) -> Call:
+        """The call for a case."""
+        return self.prepare(case.points() if self.backend is not None else Points(case.data()), TIME)
 
 
 def backend_contenders(num_threads: int, *, every_isa: bool = False) -> list[Contender]:
@@ -56,29 +73,39 @@ def backend_contenders(num_threads: int, *, every_isa: bool = False) -> list[Con
     return found
 
 
-def rival_contenders() -> list[Contender]:
-    """Every rival, the baseline first."""
-    return [
-        Contender(rival.name, rival.prepare, missing="" if rival.available() else "its library or device is not here")
-        for rival in rivals()
-    ]
+def rival_contenders(num_threads: int, names: Container[str] | None = None) -> list[Contender]:
+    """Every rival, or those of some names, the baseline first. To ask the others for their libraries takes time."""
+    return [_rival_contender(rival, num_threads) for rival in rivals() if names is None or rival.name in names]
 
 
-def field(data: np.ndarray, backend: str, isa: str | None, num_threads: int) -> ff.VelocityField:
+def field(data: np.ndarray, backend: str, isa: str | None, num_threads: int, **options: Any) -> ff.VelocityField:
     """A field that is certain to run this backend with this instruction set, whatever the environment says."""
     with _environment(FASTFLOW_ISA=isa):
-        made = ff.VelocityField(data, backend=backend, num_threads=num_threads)
+        made = ff.VelocityField(data, backend=backend, num_threads=num_threads, **options)
     if (made.backend, made.isa) != (backend, isa):
         raise RuntimeError(f"asked for {backend} with isa {isa}, got {made.backend} with {made.isa}")
     return made
 
 
 def _backend_contender(name: str, backend: str, isa: str | None, num_threads: int, missing: str) -> Contender:
-    def prepare(data: np.ndarray, t: float) -> Call:
-        made = field(data, backend, isa, num_threads)
+    def prepare(points: Points, t: float) -> Call:
+        made = field(points.stored, backend, isa, num_threads, scale=points.scale, offset=points.offset)
         return lambda x: made(x, t)
 
     return Contender(name, prepare, backend, isa, missing)
+
+
+def _rival_contender(rival: Rival, num_threads: int) -> Contender:
+    return Contender(
+        rival.name,
+        lambda points, t: rival.prepare(points.values(), t, num_threads),
+        missing="" if rival.available() else f"needs {rival.needs}",
+        enter=rival.enter,
+        leave=rival.leave,
+        device=rival.device,
+        tolerance=rival.tolerance,
+        compiles=rival.compiles,
+    )
 
 
 @contextmanager

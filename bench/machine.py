@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from fastflow.backends import usable_cores
 
 from . import ROOT
 
-_LIBRARIES = ("numpy", "numba")
+_LIBRARIES = ("numpy", "numba", "torch", "jax", "pykeops")
 _BLAS_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
 
 
@@ -51,6 +52,9 @@ def machine(num_threads: int) -> dict[str, str]:
             rows[library] = importlib.metadata.version(library)
         except importlib.metadata.PackageNotFoundError:
             continue
+    gpu = _gpu()
+    if gpu:
+        rows["gpu"] = gpu
     for pool in _blas_pools():
         rows["blas"] = f"{pool['internal_api']} {pool['version']} ({pool.get('architecture', '?')})"
     for name, info in ff.backends().items():
@@ -101,6 +105,12 @@ def _blas_pools() -> list[dict]:
         for pool in threadpoolctl.threadpool_info()
         if pool["user_api"] == "blas" and "scipy.libs" not in pool["filepath"]
     ]
+
+
+def _gpu() -> str:
+    """The GPU that PyTorch sees, if it is loaded and sees one."""
+    torch = sys.modules.get("torch")
+    return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else ""
 
 
 def _in_source_tree() -> bool:

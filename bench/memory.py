@@ -25,7 +25,7 @@ import numpy as np
 from fastflow.backends import usable_cores
 
 from . import ROOT, machine
-from .cases import TIME
+from .cases import TIME, Points
 from .contenders import REFERENCE, Contender, backend_contenders, rival_contenders
 from .table import print_table
 
@@ -37,9 +37,10 @@ _MB = 1e6
 _COLUMNS = ("size", "contender", "MB peak", "inputs", "output", "limit", "", "method")
 
 
-def _contenders(num_threads: int) -> dict[str, Contender]:
-    found = [*backend_contenders(num_threads), *rival_contenders()]
-    return {contender.name: contender for contender in found if not contender.missing}
+def _contenders(num_threads: int, names: Sequence[str] | None = None) -> dict[str, Contender]:
+    """Those whose memory is that of the process; with `names`, of the rivals only these."""
+    found = [*backend_contenders(num_threads), *rival_contenders(num_threads, names)]
+    return {contender.name: contender for contender in found if not contender.missing and contender.device == "cpu"}
 
 
 # In the process that is measured -------------------------------------------------------------------------------
@@ -47,15 +48,15 @@ def _contenders(num_threads: int) -> dict[str, Contender]:
 
 def measure_here(name: str, num_points: int, dim: int, num_queries: int, num_threads: int) -> dict[str, object]:
     """Peak bytes above inputs and outputs of one contender in this process, which must be a fresh one."""
-    contender = _contenders(num_threads)[name]
+    contender = _contenders(num_threads, [name])[name]
     small_data, small_x = _normal(1_000, dim, 1), _normal(min(num_queries, 64), dim, 2)
-    contender.prepare(small_data, TIME)(small_x)
+    contender.leave(contender.prepare(Points(small_data), TIME)(contender.enter(small_x)))
     del small_data, small_x
 
     data, x = _normal(num_points, dim, 3), _normal(num_queries, dim, 4)
     cleared = _clear_peak()
     before = _resident() if cleared else _peak_of_life()
-    v = contender.prepare(data, TIME)(x)
+    v = contender.leave(contender.prepare(Points(data), TIME)(contender.enter(x)))
     peak = _peak_since_clearing() if cleared else _peak_of_life()
     return {
         "above": peak - before - v.nbytes,
@@ -135,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(json.dumps(measure_here(name, *map(int, numbers), options.num_threads)))
         return 0
 
-    known = _contenders(options.num_threads)
+    known = _contenders(options.num_threads, options.contenders)
     # The float64 reference needs hours of processor time at these sizes: only when it is asked for.
     names = options.contenders or [name for name, c in known.items() if c.backend != REFERENCE]
     unknown = [name for name in names if name not in known]

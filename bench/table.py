@@ -40,3 +40,9 @@ def plain_table(title: str, columns: Sequence[str], rows: Rows, *, left: int = 1
         return "  ".join(cells).rstrip()
 
     return "\n".join((title, text(columns), "  ".join("-" * w for w in widths), *map(text, rows)))
+
+
+def markdown_table(columns: Sequence[str], rows: Rows, *, left: int = 1) -> str:
+    """The same as Markdown."""
+    lines = [columns, ["---" if i < left else "---:" for i in range(len(columns))], *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -6,9 +6,9 @@
    Where the points have variances of their own, D_j = D + slope variance_j takes the place of D, and
    gamma_j = (gain_constant + gain_slope variance_j) / D_j. Where those differ by direction too, all of this holds for
    each column of the rotation Q_j of a point, and gamma_j is a matrix.
-   The library knows no schedule and no time. Handles are opaque, every function returns a status (0 is success),
-   nothing is printed and nothing aborts. A points handle is read-only after its creation: any number of threads may
-   use it at once. */
+   The library knows no time, and of schedules only the linear one (ff_linear_path). Handles are opaque, every function
+   returns a status (0 is success), nothing is printed and nothing aborts. A points handle is read-only after its
+   creation: any number of threads may use it at once. */
 #ifndef FF_H
 #define FF_H
 
@@ -18,7 +18,17 @@
 extern "C" {
 #endif
 
-#define FF_ABI_VERSION 2
+/* The number grows whenever a program compiled against an older header would misread this library: a struct or an
+   enumerator changes, or what a function takes. New functions and new statuses leave it. A program compares it with
+   ff_abi_version() before anything else. */
+#define FF_ABI_VERSION 3
+
+/* What the shared library shows; all else in it is hidden. */
+#if defined(__GNUC__)
+#define FF_API __attribute__((visibility("default")))
+#else
+#define FF_API
+#endif
 
 typedef enum {
     FF_OK = 0,
@@ -27,15 +37,17 @@ typedef enum {
 #undef FF_ERROR
 } ff_status;
 
-typedef enum { FF_FLOAT32 = 0, FF_FLOAT64 = 1 } ff_dtype;
+/* Types of stored values. Queries and results are of one of the first two. */
+typedef enum { FF_FLOAT32, FF_FLOAT64, FF_FLOAT16, FF_BFLOAT16, FF_UINT8, FF_INT8 } ff_dtype;
 
 typedef struct ff_points ff_points;
 
-/* A data set: data is (rows, size), row-major, and the points are its rows index[0..count-1] (all of them, in order,
-   where index is NULL). */
+/* A data set: data is (rows, size), row-major, and the points are scale times its rows index[0..count-1] (all of them,
+   in order, where index is NULL) plus offset. */
 typedef struct {
     const void *data;
     ff_dtype dtype;
+    double scale, offset;       /* scale is not zero; 1 and 0 leave the values as they are */
     int64_t count, size;
     const int64_t *index;
     const double *log_mass;     /* (count), or NULL for equal masses */
@@ -79,25 +91,65 @@ typedef struct {
     void *gained_product, *gain_product;  /* with direction: Cov(gamma_j r_j, psi_j), E[gamma_j] u */
 } ff_moments;
 
-int ff_abi_version(void);
-const char *ff_status_text(int status);
+FF_API int ff_abi_version(void);
+FF_API const char *ff_status_text(int status);
 
 /* The instruction sets built in, the most capable last; ff_isa_name is NULL beyond the last. */
-const char *ff_isa_name(int isa);
-int ff_isa_runs(int isa);
+FF_API const char *ff_isa_name(int isa);
+FF_API int ff_isa_runs(int isa);
 
 /* Batches of up to this many queries are served by a kernel of their own. */
-int ff_small_batch(void);
+FF_API int ff_small_batch(void);
 
 /* Everything that `data` points to must outlive the handle; the struct itself need not. */
-int ff_points_create(ff_points **points, const ff_data *data, int isa, int num_threads);
-void ff_points_destroy(ff_points *points);
+FF_API int ff_points_create(ff_points **points, const ff_data *data, int isa, int num_threads);
+FF_API void ff_points_destroy(ff_points *points);
 
-int ff_points_moments(const ff_points *points, const ff_queries *queries, const ff_moments *result, int num_threads);
+FF_API int ff_points_moments(const ff_points *points, const ff_queries *queries, const ff_moments *result,
+                             int num_threads);
 
 /* Logits of the points start..stop-1, each query's short of a constant, (queries->count, stop - start) row-major. */
-int ff_points_logits(const ff_points *points, const ff_queries *queries, int64_t start, int64_t stop, double *logits,
-                     int num_threads);
+FF_API int ff_points_logits(const ff_points *points, const ff_queries *queries, int64_t start, int64_t stop,
+                            double *logits, int num_threads);
+
+/* For callers that have no Python to turn moments into quantities ------------------------------------------------- */
+
+/* The most capable instruction set that this machine runs. */
+FF_API int ff_best_isa(void);
+
+/* The path x_t = alpha x_i + beta x_f at one time, eight-byte numbers without padding: the schedule, its derivatives in
+   time, the product alpha alpha' (given apart, because alpha' may be infinite where alpha is zero), and the variances
+   of source and target. The last is not read where the points have variances of their own. */
+typedef struct {
+    double alpha, beta, d_alpha, d_beta, alpha_d_alpha;
+    double source_variance, target_variance;
+} ff_path;
+
+/* The linear schedule, alpha = 1 - t and beta = t, at t in [0, 1]. */
+FF_API int ff_linear_path(ff_path *path, double t, double source_variance, double target_variance);
+
+/* What the moments of the first order make: the velocity E[alpha' x_i + beta' x_f | x], the posterior means of x_f and
+   x_i, the gradient of the log density: vectors. The log density (in nats), and its exponential: numbers. */
+typedef enum { FF_VELOCITY, FF_TARGET_MEAN, FF_SOURCE_MEAN, FF_SCORE, FF_LOG_DENSITY, FF_DENSITY } ff_quantity;
+
+/* A quantity at `count` queries x, (count, size) of FF_FLOAT32 or FF_FLOAT64, row-major. paths holds one path for each
+   query (stride 1) or one for all (stride 0). Vectors are (count, size) in the dtype of x, numbers (count) double.
+   result must not overlap x. Refused as FF_BAD_ARGUMENT where a component has no variance left (alpha = 0 without
+   target variance): limits at that end of time are left to the caller. */
+FF_API int ff_points_evaluate(const ff_points *points, const ff_path *paths, int64_t stride, const void *x,
+                              ff_dtype dtype, int64_t count, ff_quantity quantity, void *result, int num_threads);
+
+/* A number at a point as a function that integrators take: component `component` of a vector quantity, or a number, for
+   which it is not read. */
+typedef struct {
+    const ff_points *points;
+    ff_path path;
+    ff_quantity quantity;
+    int64_t component;
+} ff_integrand;
+
+/* Its value at x, of n = size numbers, on the calling thread; NaN where ff_points_evaluate would return an error. */
+FF_API double ff_integrand_value(int n, double *x, void *integrand);
 
 #ifdef __cplusplus
 }

@@ -76,6 +76,21 @@ static int sample_points(const ff_points *points, int64_t *sample) {
     return count;
 }
 
+static double stored_value(const ff_data *data, int64_t at) {
+    switch (data->dtype) {
+#define VALUE_OF(dtype, s) \
+    case dtype: return (double)ff_value_##s(((const ff_##s *)data->data)[at]);
+        VALUE_OF(FF_FLOAT32, f32)
+        VALUE_OF(FF_FLOAT64, f64)
+        VALUE_OF(FF_FLOAT16, f16)
+        VALUE_OF(FF_BFLOAT16, bf16)
+        VALUE_OF(FF_UINT8, u8)
+        VALUE_OF(FF_INT8, i8)
+#undef VALUE_OF
+    }
+    return NAN;
+}
+
 static int ascending(const void *a, const void *b) {
     const double x = *(const double *)a, y = *(const double *)b;
     return (x > y) - (x < y);
@@ -87,14 +102,13 @@ static void find_centre(ff_points *points) {
     const int count = sample_points(points, sample);
     for (int64_t k = 0; k < points->size; k++) {
         for (int i = 0; i < count; i++) {
-            const int64_t at = ff_place(points, sample[i]) * points->size + k;
-            values[i] = points->dtype == FF_FLOAT32 ? (double)((const float *)points->data.data)[at]
-                                                    : ((const double *)points->data.data)[at];
+            values[i] = stored_value(&points->data, ff_place(points, sample[i]) * points->size + k);
         }
         qsort(values, (size_t)count, sizeof *values, ascending);
         const double low = values[(count - 1) / 2], high = values[count / 2];
         points->centre[k] = fabs(low) < fabs(high) ? low : high;
         points->narrow_centre[k] = (float)points->centre[k];
+        points->origin[k] = fma(points->data.scale, points->centre[k], points->data.offset);
     }
 }
 
@@ -129,7 +143,8 @@ static void prepare(ff_points *points, int num_threads) {
 
 static int valid_data(const ff_data *data) {
     if (!data || !data->data || data->count < 1 || data->size < 1) return 0;
-    if (data->dtype != FF_FLOAT32 && data->dtype != FF_FLOAT64) return 0;
+    if (data->dtype < FF_FLOAT32 || data->dtype > FF_INT8) return 0;
+    if (!(fabs(data->scale) > 0.0 && fabs(data->scale) < INFINITY && fabs(data->offset) < INFINITY)) return 0;
     if (!data->variance) return !data->rotation;
     const int by_direction = data->variance_columns > 1;
     return (data->variance_rows == 1 || data->variance_rows == data->count) &&
@@ -145,6 +160,7 @@ int ff_points_create(ff_points **result, const ff_data *data, int isa, int num_t
     *points = (ff_points){.data = *data,
                           .equal_log_mass = -log((double)data->count),
                           .centre = aligned_alloc(FF_ALIGN, ff_aligned((size_t)data->size * sizeof(double))),
+                          .origin = aligned_alloc(FF_ALIGN, ff_aligned((size_t)data->size * sizeof(double))),
                           .narrow_centre = aligned_alloc(FF_ALIGN, ff_aligned((size_t)data->size * sizeof(float))),
                           .square = aligned_alloc(FF_ALIGN, ff_aligned((size_t)data->count * sizeof(double))),
                           .widest = calloc((size_t)data->size, sizeof(double)),
@@ -152,7 +168,7 @@ int ff_points_create(ff_points **result, const ff_data *data, int isa, int num_t
                           .size = data->size,
                           .dtype = data->dtype,
                           .target = targets[isa]};
-    if (!points->centre || !points->narrow_centre || !points->square || !points->widest) {
+    if (!points->centre || !points->origin || !points->narrow_centre || !points->square || !points->widest) {
         ff_points_destroy(points);
         return FF_NO_MEMORY;
     }
@@ -164,6 +180,7 @@ int ff_points_create(ff_points **result, const ff_data *data, int isa, int num_t
 void ff_points_destroy(ff_points *points) {
     if (!points) return;
     free(points->centre);
+    free(points->origin);
     free(points->narrow_centre);
     free(points->square);
     free(points->widest);
@@ -184,7 +201,7 @@ static const ff_kernel *kernel_for(const ff_points *points, const ff_queries *qu
         const ff_kernel *low_few = &target->low_few[points->dtype];
         return queries->count <= low_few->block ? low_few : &target->low[points->dtype];
     }
-    const int narrow = points->dtype == FF_FLOAT32 && queries->dtype == FF_FLOAT32 &&
+    const int narrow = points->dtype != FF_FLOAT64 && queries->dtype == FF_FLOAT32 &&
                        points->largest_square < WIDEST && points->largest_square > NARROWEST;
     const ff_dtype compute = narrow ? FF_FLOAT32 : FF_FLOAT64;
     const ff_kernel *few = &target->few[points->dtype][compute];
@@ -252,19 +269,19 @@ static void write_query(const ff_job *job, const ff_kernel *kernel, int64_t q) {
     }
     if (!result->mean) return;
     const double *sum = state->sum + q / lanes * rows * lanes + q % lanes;
-    const double gain = job->pointwise ? sum[2 * size * lanes] / total : 0.0;
+    const double scale = points->data.scale, gain = job->pointwise ? sum[2 * size * lanes] / total : 0.0;
     if (job->pointwise) result->gain[q] = gain;
     for (int64_t k = 0; k < size; k++) {
         const int64_t at = q * size + k;
         const double x = queries->dtype == FF_FLOAT32 ? (double)((const float *)queries->x)[at]
                                                       : ((const double *)queries->x)[at];
-        const double mean = sum[k * lanes] / total;
-        const double offset = fma(-beta, points->centre[k],
+        const double mean = scale * (sum[k * lanes] / total);
+        const double offset = fma(-beta, points->origin[k],
                                   points->data.source_mean ? fma(-alpha, points->data.source_mean[k], x) : x);
-        store(queries, result->mean, at, points->centre[k] + mean);
+        store(queries, result->mean, at, points->origin[k] + mean);
         store(queries, result->residual, at, fma(-beta, mean, offset));
         if (job->pointwise)
-            store(queries, result->gained, at, fma(gain, offset, -beta * (sum[(size + k) * lanes] / total)));
+            store(queries, result->gained, at, fma(gain, offset, -beta * scale * (sum[(size + k) * lanes] / total)));
     }
 }
 

@@ -5,18 +5,41 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "ff.h"
 
 struct ff_target;
 
-/* A data set. centre is a value of the storage type in the middle of the data: mu' = mu - centre is what the
+/* The storage types beside float and double: their elements, and their values in float32, exactly. */
+typedef float ff_f32;
+typedef double ff_f64;
+typedef uint16_t ff_f16, ff_bf16;
+typedef uint8_t ff_u8;
+typedef int8_t ff_i8;
+static inline float ff_value_f32(ff_f32 stored) { return stored; }
+static inline double ff_value_f64(ff_f64 stored) { return stored; }
+static inline float ff_value_u8(ff_u8 stored) { return (float)stored; }
+static inline float ff_value_i8(ff_i8 stored) { return (float)stored; }
+static inline float ff_float_of_bits(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+static inline float ff_value_bf16(ff_bf16 stored) { return ff_float_of_bits((uint32_t)stored << 16); }
+/* Exponent and significand in the places of float32, 112 less in exponent bias; subnormal numbers come out right too. */
+static inline float ff_value_f16(ff_f16 stored) {
+    return ff_float_of_bits((uint32_t)(stored & 0x8000) << 16 | (uint32_t)(stored & 0x7fff) << 13) * 0x1p112f;
+}
+
+/* A data set. centre is a value of the storage type in the middle of the data: mu' = stored - centre is what the
    kernels sum, so that a common shift of the data costs no digits. */
 struct ff_points {
     ff_data data;
     double equal_log_mass;     /* log(1/count), used where there are no masses */
     double *centre;
-    float *narrow_centre;      /* the same, exactly, where the storage type is float32 */
+    double *origin;            /* the point that the centre stands for: scale centre + offset */
+    float *narrow_centre;      /* the centre, exactly, where the storage type is not float64 */
     double *square;            /* |mu'_j|^2 */
     double largest_square, mean_square;
     double *widest;            /* largest variance in each column */
@@ -77,23 +100,25 @@ typedef struct {
     void (*write)(const ff_job *job, int64_t query, int64_t count, void *scratch);
 } ff_kernel;
 
+enum { FF_STORAGES = FF_INT8 + 1 };
+
 typedef void ff_logits(const ff_points *points, const ff_queries *queries, int64_t query, int64_t start, int64_t stop,
                        double *logits, double *scratch);
 
 /* One instruction set: its kernels by use and element types. Storage and compute types are indices of ff_dtype. */
 typedef struct ff_target {
     const char *name;
-    ff_kernel low[2];      /* [storage]: few dimensions, float64 arithmetic */
-    ff_kernel low_few[2];  /* the same for few queries */
+    ff_kernel low[FF_STORAGES];      /* [storage]: few dimensions, float64 arithmetic */
+    ff_kernel low_few[FF_STORAGES];  /* the same for few queries */
     /* [storage][compute]; float64 points are never computed in float32, and that entry is empty */
-    ff_kernel few[2][2];   /* few queries */
-    ff_kernel batch[2][2]; /* many queries */
-    ff_kernel general[2];  /* [storage]: variances that differ, and moments of the second order */
+    ff_kernel few[FF_STORAGES][2];   /* few queries */
+    ff_kernel batch[FF_STORAGES][2]; /* many queries */
+    ff_kernel general[FF_STORAGES];  /* [storage]: variances that differ, and moments of the second order */
     /* logits of one query against the points start..stop-1, short of a constant of the query; scratch holds 3 `size`
        values; where the points share one variance, and where they do not */
-    ff_logits *logits[2], *general_logits[2];
+    ff_logits *logits[FF_STORAGES], *general_logits[FF_STORAGES];
     /* |mu'|^2 of the points start..stop-1 */
-    void (*squares[2])(const ff_points *points, int64_t start, int64_t stop, double *squares);
+    void (*squares[FF_STORAGES])(const ff_points *points, int64_t start, int64_t stop, double *squares);
 } ff_target;
 
 #define FF_TARGET(isa) extern const ff_target ff_target_##isa;

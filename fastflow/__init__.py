@@ -20,6 +20,7 @@ Fan, Gao, Wu, Zhang and Khungurn, listed at the top of that page.
 from . import schedules
 from ._version import __version__
 from .backends import backends
+from .c_api import get_include, get_library
 from .field import VelocityField
 from .functional import velocity
 from .moments import Moments, merge
@@ -30,6 +31,8 @@ __all__ = [
     "VelocityField",
     "__version__",
     "backends",
+    "get_include",
+    "get_library",
     "merge",
     "schedules",
     "show_versions",

@@ -8,8 +8,8 @@ argument, what was wrong, and what is accepted. Nothing that the caller passed i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -118,49 +118,92 @@ def _require(name: str, array: np.ndarray, test: Callable[[np.ndarray], np.ndarr
             raise ValueError(f"{place} is {flat[index]}; every value of {name} must be {accepted}")
 
 
-def data_matrix(data: Any, scale: float, offset: float) -> tuple[np.ndarray, tuple[int, ...]]:
-    """The data as an (N, D) float matrix and the shape of one event.
+class Stored(NamedTuple):
+    """A data set as it lies in memory: the points are `scale * matrix + offset`, which is never formed as a whole.
 
-    A C-contiguous float32 or float64 array (a memory map too) is used in place. Other dtypes and layouts are converted
-    once, to the narrowest of float32 and float64 that is exact for the dtype. `scale * data + offset` is computed in
-    float64 and held in that dtype too, but in float64 where the result is beyond the range of float32.
+    Attributes:
+        matrix: (N, D), C-contiguous, of one of the dtypes in `STORED`.
+        scale, offset: numbers; scale is not zero.
+    """
+
+    matrix: np.ndarray
+    scale: float = 1.0
+    offset: float = 0.0
+
+
+# Data of these dtypes are used as they lie in memory; others are converted once, to float64.
+STORED = ("float32", "float64", "float16", "bfloat16", "uint8", "int8")
+
+# Factors within these leave squares of float32 values in the range of the kernels; others are applied once.
+_MODERATE = 1e30
+
+# The largest value of an array must lie between these for all of them to keep their digits in float32.
+_FLOAT32_RANGE = (2.0**-125, float(np.finfo(np.float32).max))
+
+
+def data_matrix(data: Any, scale: float, offset: float) -> tuple[Stored, np.dtype, tuple[int, ...]]:
+    """The data, the dtype of what a field makes by itself (samples), and the shape of one event.
+
+    A C-contiguous array of one of the dtypes in `STORED` (a memory map too) is used in place, whatever scale and
+    offset. Other dtypes are converted once, other layouts copied once. The dtype is the narrowest of float32 and
+    float64 that holds what is stored exactly, and the points without overflow.
     """
     array = real_array("data", data)
     if array.ndim == 0:
         raise ValueError("data is a scalar; accepted is an array of shape (N, *event) with N >= 1")
     if array.size == 0:
         raise ValueError(f"data has shape {array.shape}; at least one point with at least one value is needed")
-    matrix = plain(array, compute_dtype(array.dtype)).reshape(array.shape[0], -1)
-    if scale == 1.0 and offset == 0.0:
-        require_moderate("data", matrix.reshape(array.shape))
-    else:
-        require_finite("data", matrix.reshape(array.shape))
-        matrix = _scaled(matrix, scale, offset, array.shape)
-    return matrix, array.shape[1:]
+    if array.dtype == np.bool_:
+        array = array.view(np.uint8)
+    dtype = array.dtype.newbyteorder("=") if array.dtype.name in STORED else _FLOAT64
+    matrix = plain(array, dtype).reshape(array.shape[0], -1)
+    narrow, unscaled = compute_dtype(dtype), scale == 1.0 and offset == 0.0
+    if dtype.itemsize > 1:  # whole numbers of 8 bits are neither infinite nor large
+        (require_moderate if unscaled else require_finite)("data", matrix.reshape(array.shape))
+    if unscaled:
+        return Stored(matrix), narrow, array.shape[1:]
+    largest = _largest(matrix, scale, offset, array.shape)
+    fits = narrow == _FLOAT64 or largest == 0.0 or _FLOAT32_RANGE[0] <= largest <= _FLOAT32_RANGE[1]
+    if fits and 1.0 / _MODERATE <= abs(scale) <= _MODERATE and abs(offset) <= _MODERATE:
+        return Stored(matrix, scale, offset), narrow, array.shape[1:]
+    result = narrow if fits else _FLOAT64
+    return Stored(scaled(Stored(matrix, scale, offset), result)), result, array.shape[1:]
 
 
-# The largest value of an array must lie between these for all of them to keep their digits in float32.
-_FLOAT32_RANGE = (2.0**-125, float(np.finfo(np.float32).max))
+def _blocks(matrix: np.ndarray) -> Iterator[slice]:
+    """Ranges of rows, of a few MB each in float64."""
+    rows = max(1, _CHECK_ELEMENTS // matrix.shape[1])
+    return (slice(start, start + rows) for start in range(0, len(matrix), rows))
 
 
 @np.errstate(over="ignore", under="ignore")
-def _scaled(matrix: np.ndarray, scale: float, offset: float, shape: tuple[int, ...]) -> np.ndarray:
-    """`scale * matrix + offset`, computed in float64, in a dtype that can hold it; `shape` is for messages."""
-    rows = max(1, _CHECK_ELEMENTS // matrix.shape[1])
-    blocks = [slice(start, start + rows) for start in range(0, len(matrix), rows)]
+def scaled(stored: Stored, dtype: np.dtype) -> np.ndarray:
+    """The points as an array of `dtype`, computed in float64."""
+    matrix, scale, offset = stored
+    result = np.empty(matrix.shape, dtype)
+    for block in _blocks(matrix):
+        result[block] = matrix[block].astype(np.float64) * scale + offset
+    return result
 
-    def scaled(block: slice) -> np.ndarray:
-        return matrix[block].astype(np.float64) * scale + offset
 
-    largest = max(float(np.abs(scaled(block)).max()) for block in blocks)
+@np.errstate(over="ignore", under="ignore")
+def _largest(matrix: np.ndarray, scale: float, offset: float, shape: tuple[int, ...]) -> float:
+    """The largest magnitude of `scale * matrix + offset`, checked; `shape` is for messages."""
+    largest = 0.0
+    for block in _blocks(matrix):
+        values = matrix[block].astype(np.float64) * scale + offset
+        most = float(np.abs(values).max())
+        if not most <= LARGEST:
+            at = block.start * matrix.shape[1] + int(np.argmax(~_is_moderate(values)))
+            where = ", ".join(str(int(i)) for i in np.unravel_index(at, shape))
+            raise ValueError(
+                f"scale * data + offset is {values.flat[at - block.start * matrix.shape[1]]} at data[{where}]; every "
+                f"value must be finite, and at most {LARGEST:g} in magnitude"
+            )
+        largest = max(largest, most)
     if largest == 0.0 and scale != 0.0 and matrix.any():
         raise ValueError(f"scale is {scale}, which makes every value of data zero; accepted is a larger one")
-    narrow = matrix.dtype == _FLOAT32 and (largest == 0.0 or _FLOAT32_RANGE[0] <= largest <= _FLOAT32_RANGE[1])
-    result = np.empty(matrix.shape, _FLOAT32 if narrow else _FLOAT64)
-    for block in blocks:
-        result[block] = scaled(block)
-    require_moderate("scale * data + offset", result.reshape(shape))
-    return result
+    return largest
 
 
 def query_matrix(x: Any, event_shape: tuple[int, ...], size: int) -> tuple[np.ndarray, tuple[int, ...], np.dtype]:

@@ -49,9 +49,9 @@ class VelocityField:
     there, for the best that can, which `backend_reason` tells.
 
     Args:
-        data: (N, *event) real array or memory map, N >= 1. float32 and float64 in C order are used in place, and
-            must not be changed while the field is in use; float16, bfloat16 and 8-bit integers are converted to
-            float32, other integers to float64.
+        data: (N, *event) real array or memory map, N >= 1. float64, float32, float16, bfloat16, uint8 and int8 in C
+            order are used in place, and must not be changed while the field is in use (the numba backend alone copies
+            all but the first two, to float32); others are converted to float64.
         weights: (N,) masses `C_j >= 0`, normalised inside; equal by default.
         variance: variance `s_f >= 0` of every data point, one number or (N,), one for each; 0 is the plain data set.
         covariance: instead of `variance`, covariances of the data points, symmetric positive semi-definite matrices
@@ -61,8 +61,8 @@ class VelocityField:
         source_covariance: instead of `source_variance`, (D, D), symmetric positive definite.
         schedule: name or `Schedule`; see `fastflow.schedules`.
         labels: (N,) whole numbers, the class of each point, for `label=` in the calls.
-        scale, offset: the points are `scale * data + offset`, computed in float64. They are held as float32 where the
-            data are, unless they are beyond its range.
+        scale, offset: the points are `scale * data + offset`, which is exact in the native and numpy backends and is
+            never formed: images of uint8 stay that in memory.
         backend: "auto", "native", "numba" or "numpy"; "auto" takes the first of these that can run, or the one
             that the environment variable FASTFLOW_BACKEND names.
         num_threads: threads per call, 1 to 1024; by default FASTFLOW_NUM_THREADS or the number of usable cores.
@@ -95,18 +95,18 @@ class VelocityField:
         choice = choose(backend, num_threads)
         scale, offset = _arrays.real_number("scale", scale), _arrays.real_number("offset", offset)
         source_variance = _arrays.source_variance(source_variance)
-        matrix, self.event_shape = _arrays.data_matrix(data, scale, offset)
-        self.num_points, self._size = matrix.shape
+        stored, self._dtype, self.event_shape = _arrays.data_matrix(data, scale, offset)
+        self.num_points, self._size = stored.matrix.shape
         log_mass = _arrays.log_mass(weights, self.num_points)
         mean = _arrays.event_vector("source_mean", source_mean, self.event_shape, self._size)
         if labels is not None:
             labels = _arrays.whole_numbers("labels", labels, (self.num_points,)).copy()
         target = _arrays.variances(variance, self.num_points)
-        points = Points(matrix, log_mass, mean, variance=None if isinstance(target, float) else target)
+        own = None if isinstance(target, float) else target
+        points = Points(stored.matrix, log_mass, mean, variance=own, scale=stored.scale, offset=stored.offset)
         model = Model(mean, source_variance, target if isinstance(target, float) else target_range(target), self._size)
         if covariance is not None or source_covariance is not None:
             points, model = self._with_covariances(points, model, target, covariance, source_covariance)
-        self._dtype = matrix.dtype
         self._choice = choice
         self._parts = Parts(points, choice, model, labels)
 
@@ -128,21 +128,22 @@ class VelocityField:
         found = factorise(target, source_covariance)
         values, frame, mean = found.values, found.frame, model.source_mean
         values = np.where(values < _arrays.SMALLEST_VARIANCE, 0.0, values)  # what is left by rounding
-        data = points.data
         if frame is not None:
+            data = points.converted().data
             data = np.ascontiguousarray(frame.enter(data, "vector"))
             _arrays.require_moderate("data in units of the source", data)
+            points = points._replace(data=data, scale=1.0, offset=0.0)
             mean = None if mean is None else np.ascontiguousarray(frame.enter(mean, "vector"))
             if mean is not None:
                 _arrays.require_moderate("source_mean in units of the source", mean)
         range_ = target_range(values)
         if range_.smallest == range_.largest:  # the same in all directions of the frame
-            points = Points(data, points.log_mass, mean)
+            points = points._replace(source_mean=mean, variance=None, rotation=None)
             return points, model._replace(source_mean=mean, target=range_.largest, frame=frame)
         rotation = found.rotation
         if size == 1:
             values, rotation = values[:, 0], None
-        points = Points(data, points.log_mass, mean, variance=values, rotation=rotation)
+        points = points._replace(source_mean=mean, variance=values, rotation=rotation)
         return points, model._replace(source_mean=mean, target=range_, frame=frame)
 
     @classmethod

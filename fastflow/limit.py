@@ -77,7 +77,7 @@ def nearest(
         if not len(index):
             found.append(Nearest(index, np.empty(0), -math.inf, math.inf))
             continue
-        residual = query.offset - query.beta * _rows(points, index[:1])[0]
+        residual = query.offset - query.beta * points.rows(index[:1])[0]
         log_mass = np.full(len(index), -math.log(points.count)) if points.log_mass is None else points.log_mass[index]
         weights = np.exp(log_mass - log_mass.max())
         total = weights.sum()
@@ -100,11 +100,6 @@ class _Query(NamedTuple):
         return self.x - self.alpha * self.mean
 
 
-def _rows(points: Points, index: np.ndarray | slice) -> np.ndarray:
-    """Some of the points, in float64."""
-    return points.data[index if points.index is None else points.index[index]].astype(np.float64)
-
-
 def _screened(
     points: Points,
     x: np.ndarray,
@@ -116,7 +111,7 @@ def _screened(
     """For each query the points that `|r|^2 - |e|^2` from a matrix product cannot tell from the nearest."""
     count, size = points.count, x.shape[1]
     alpha, beta = coefficients[:2, :, None]
-    origin, centre = alpha * mean, _rows(points, slice(0, 1))
+    origin, centre = alpha * mean, points.rows(slice(0, 1))
     offset = (x - origin) - beta * centre
     reach = np.linalg.norm(offset, axis=1, keepdims=True)
     # What the roundings of offset may add up to, in norm.
@@ -127,7 +122,7 @@ def _screened(
     step = max(1, LOGIT_BLOCK // max(len(x), size))
     for start in range(0, count, step):
         block = slice(start, min(start + step, count))
-        own = _rows(points, block) - centre
+        own = points.rows(block) - centre
         squares = np.square(own).sum(axis=1)
         length = np.abs(beta) * np.sqrt(squares + size * _LEAST)  # not less than it is, though a square underflows
         values = np.square(beta) * squares - 2.0 * beta * (offset @ own.T)
@@ -157,7 +152,7 @@ def _narrowed(points: Points, index: np.ndarray, query: _Query) -> np.ndarray:
     moved = np.where(origin != 0.0, np.abs(origin) + np.abs(offset), 0.0)
     lower, lowest = np.empty(len(index)), np.inf
     for start in range(0, len(index), step):
-        shift = query.beta * _rows(points, index[start : start + step])
+        shift = query.beta * points.rows(index[start : start + step])
         residual = np.abs(offset - shift)
         noise = _EPSILON * (residual + moved + (0.0 if query.beta == 1.0 else np.abs(shift)))
         squares = np.square(residual).sum(axis=1)
@@ -169,7 +164,7 @@ def _narrowed(points: Points, index: np.ndarray, query: _Query) -> np.ndarray:
 
 def _settled(points: Points, index: np.ndarray, query: _Query) -> np.ndarray:
     """Those of some points that are nearest, exactly."""
-    rows, same = np.unique(_rows(points, index), axis=0, return_inverse=True)
+    rows, same = np.unique(points.rows(index), axis=0, return_inverse=True)
     if len(rows) == 1:
         return index
     data, beta = _whole(rows), _whole(np.array(query.beta))
@@ -216,7 +211,7 @@ def limit_moments(
         limit.log_total[row] = constant + log_mass - 0.5 * length * length / SINGULAR_VARIANCE
         if limit.mean is not None:
             alpha, beta = coefficients[:2, row]
-            mean = weights @ _rows(points, index)
+            mean = weights @ points.rows(index)
             origin = 0.0 if points.source_mean is None else alpha * points.source_mean
             limit.mean[row] = mean
             limit.residual[row] = x[row] - origin - beta * mean

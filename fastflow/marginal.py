@@ -41,7 +41,7 @@ def around(field: VelocityField, index: np.ndarray, t: float | np.ndarray, noise
     x = noise * np.sqrt(variance)
     if points.rotation is not None:
         x = np.einsum("be,bde->bd", x, points.rotation[index])
-    x += np.reshape(path.beta, (-1, 1)) * points.data[index]
+    x += np.reshape(path.beta, (-1, 1)) * points.rows(index)
     if model.source_mean is not None:
         x += np.reshape(path.alpha, (-1, 1)) * model.source_mean
     return x if model.frame is None else model.frame.leave(x, "vector")

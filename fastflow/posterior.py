@@ -189,7 +189,7 @@ def ends_of_path(
     points, model = part.points, part.model
     alpha, beta = (np.reshape(v, (-1, 1)) for v in (path.alpha, path.beta))
     mean = 0.0 if model.source_mean is None else model.source_mean
-    data = points.data[position if points.index is None else points.index[position]].astype(np.float64)
+    data = points.rows(position)
     residual = x.astype(np.float64) - alpha * mean - beta * data
     if noise is None:
         return mean + residual / alpha, data

@@ -159,7 +159,7 @@ def _subset_moments(
 
 def _single_moments(points: Points, index: np.ndarray, x: np.ndarray, path: Path) -> Moments:
     """Moments of each query (B, D) under one point of its own, with its share of the whole mass."""
-    mean = points.data[index].astype(np.float64)
+    mean = points.rows(index)
     residual = x - np.reshape(path.beta, (-1, 1)) * mean
     if points.source_mean is not None:
         residual -= np.reshape(path.alpha, (-1, 1)) * points.source_mean

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +27,11 @@ def run(*arguments, **environment) -> str:
     return done.stdout
 
 
-def test_compare_covers_every_fast_backend_and_instruction_set(tmp_path):
+def fast_backends() -> list[str]:
+    return [name for name, info in ff.backends().items() if info.available and name != "numpy"]
+
+
+def test_compare_covers_every_fast_backend_instruction_set_and_installed_rival(tmp_path):
     file = tmp_path / "report.json"
     run("-m", "bench.compare", "--mode", "short", "--cases", "digits", "--rounds", "1", "--json", str(file))
     report = json.loads(file.read_text())
@@ -33,13 +39,60 @@ def test_compare_covers_every_fast_backend_and_instruction_set(tmp_path):
     for name, info in ff.backends().items():
         if info.available and name != "numpy":
             expected |= {name, *(f"{name}-{isa}" for isa in info.isas[:-1])}
-    assert {result["contender"] for result in report["results"]} == expected
-    assert all(result["error"] < 1e-5 for result in report["results"])
+    for library, names in {"torch": {"torch-eager", "torch-sdpa"}, "jax": {"jax-jit"}}.items():
+        if importlib.util.find_spec(library):
+            expected |= names
+    # Beside these there may be KeOps and a GPU.
+    assert {result["contender"] for result in report["results"]} >= expected
+    assert all(result["error"] < 1e-5 for result in report["results"] if result["contender"] in expected)
+
+
+def test_only_fastflow_stores_what_is_not_float32(tmp_path):
+    file, (ours, *_) = tmp_path / "report.json", fast_backends()
+    short = ("--mode", "short", "--rounds", "1", "--cases", "mnist-single-uint8")
+    run("-m", "bench.compare", *short, "--contenders", ours, "--json", str(file))
+    results = json.loads(file.read_text())["results"]
+    assert {result["contender"]: result["storage"] for result in results} == {"numpy-blas": "float32", ours: "uint8"}
+    assert all(result["error"] < 1e-5 for result in results)
+
+
+@pytest.mark.skipif(not (shutil.which("cc") or shutil.which("gcc")), reason="the ceilings need a C compiler")
+def test_report_writes_its_page_and_pictures(tmp_path):
+    short = ("--mode", "short", "--rounds", "1", "--cases", "digits", "mnist-single")
+    printed = run("-m", "bench.report", *short, "--contenders", *fast_backends()[:1], "--out", str(tmp_path))
+    page = (tmp_path / "performance.md").read_text()
+    for title in ("All cases, all contenders", "Targets", "Speed", "Ceilings", "Accuracy"):
+        assert f"## {title}\n" in page
+        assert f"\n{title}. " in printed
+    assert "two cores with AVX2: digits: speed over the best processor rival" in page
+    assert "met" not in {cell.strip() for line in page.splitlines() if "reduced" in line for cell in line.split("|")}
+    pictures = [line.split("](")[1].rstrip(")") for line in page.splitlines() if line.startswith("![")]
+    assert "images/roofline.png" in pictures
+    for picture in pictures:
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_models_run():
+    (backend, *_) = fast_backends()
+    printed = run("-m", "bench.models", "--mode", "short", "--rounds", "1", "--sizes", "digits", "--backends", backend)
+    assert "of each query" in printed
+
+
+def test_the_processor_chooses_the_kernels_of_blas():
+    code = "import bench, os; print('OPENBLAS_CORETYPE' in os.environ)"
+    assert run("-c", code, OPENBLAS_CORETYPE="Prescott").strip() == "False"
+
+
+def test_no_thread_is_left_without_queries():
+    code = "from bench.rivals.torch_sdpa import heads, slices; print(heads(64, 2), heads(64, 16), heads(1, 16))"
+    assert run("-c", code).split() == ["1", "16", "1"]
 
 
 def test_overhead_and_memory_run():
     assert "float32" in run("-m", "bench.overhead", "--calls", "10")
-    assert "numpy-blas" in run("-m", "bench.memory", "--size", "500", "8", "4")
+    chosen = ("numpy-blas", *fast_backends()[:1])
+    printed = run("-m", "bench.memory", "--size", "500", "8", "4", "--contenders", *chosen)
+    assert all(name in printed for name in chosen)
 
 
 def test_an_installed_package_goes_before_the_source_tree(tmp_path):

@@ -1,14 +1,8 @@
 """What a user would run instead of fastflow: one module per rival, found by looking into this folder.
 
-A rival is a module with
-
-    name                        how it is called in tables
-    available() -> bool         whether it can run here; imports its library only when asked
-    prepare(data, t) -> call    everything that depends on the data and the time alone, once; `call(x)` returns the
-                                velocities of the queries x, both (B, d) float32 NumPy arrays
-
-The velocity is that of the linear schedule with equal weights and no variance. Each rival is called the best way it
-offers. What `call` returns may be overwritten by the next call.
+A module whose name does not begin with `_` holds one `RIVAL`. The velocity is that of the linear schedule with equal
+weights and no variance, in float32. Each rival is called the best way it offers, on arrays of its own library, on its
+own device; it waits for its result. What a call returns may be overwritten by the next call.
 """
 
 from __future__ import annotations
@@ -16,22 +10,56 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable
-from typing import Protocol, cast
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 BASELINE = "numpy-blas"
 
+Call = Callable[[Any], Any]
 
-class Rival(Protocol):
+
+def unchanged(array: Any) -> Any:
+    """For who works on NumPy arrays."""
+    return array
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A way to compute the velocity without fastflow.
+
+    Attributes:
+        name: how it is called in tables.
+        available: whether it can run here; imports its library only when asked.
+        prepare: `(data, t, num_threads) -> call`: everything that depends on the data, a (N, d) float32 NumPy array,
+            and the time alone, once; `call(x)` returns the velocities of the queries x, both (B, d) arrays of its own.
+        needs: what it takes to run, in words.
+        enter: NumPy queries to its own array, untimed.
+        leave: its own result to NumPy, untimed.
+        device: "cpu" or "cuda".
+        tolerance: the largest relative error that counts as a right answer; None for the limit of float32.
+        compiles: its first call takes seconds for each number of dimensions, which short runs do without.
+    """
+
     name: str
-
-    def available(self) -> bool: ...
-
-    def prepare(self, data: np.ndarray, t: float) -> Callable[[np.ndarray], np.ndarray]: ...
+    available: Callable[[], bool]
+    prepare: Callable[[np.ndarray, float, int], Call]
+    needs: str = "nothing"
+    enter: Callable[[np.ndarray], Any] = unchanged
+    leave: Callable[[Any], np.ndarray] = unchanged
+    device: str = "cpu"
+    tolerance: float | None = None
+    compiles: bool = False
 
 
 def rivals() -> list[Rival]:
     """Every rival of this folder, the baseline first and then by module name."""
-    modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
-    return sorted((cast(Rival, module) for module in modules), key=lambda rival: rival.name != BASELINE)
+    names = [info.name for info in pkgutil.iter_modules(__path__) if not info.name.startswith("_")]
+    found = [importlib.import_module(f"{__name__}.{name}").RIVAL for name in names]
+    return sorted(found, key=lambda rival: rival.name != BASELINE)
+
+
+def factors(t: float) -> tuple[float, float, float]:
+    """What the formula makes of the time: the factors of x Sᵀ and of |s|² in the logits, and of the result."""
+    return t / (1.0 - t) ** 2, -(t**2) / (2.0 * (1.0 - t) ** 2), 1.0 / (1.0 - t)

@@ -1,7 +1,8 @@
 /* AVX-512 (Skylake server, Zen 4 and later).
-   cflags x86_64: -march=x86-64 -mtune=generic -mavx2 -mfma -mavx512f -mavx512dq -mavx512vl -mprefer-vector-width=512 */
+   cflags x86_64: -march=x86-64 -mtune=generic -mavx2 -mfma -mf16c -mavx512f -mavx512dq -mavx512vl -mprefer-vector-width=512 */
 #if defined(__x86_64__)
 #define FF_ISA avx512
+#include "../ff_internal.h"
 #include "../simd/avx512.h"
 #include "../kernels/target.inc.h"
 #else

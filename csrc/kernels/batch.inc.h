@@ -8,7 +8,8 @@
 enum {
     BATCH_SLICE = 96,  /* dimensions of a slice of the tile: short sums round less, and 6 lines fill no cache set */
     BATCH_CHUNK = 252, /* points of a tile at most, a multiple of FF_ROWS */
-    BATCH_PANELS = 6   /* panels of queries in a block */
+    BATCH_PANELS = 6,  /* panels of queries in a block */
+    BATCH_QUICK_LOG = 64 /* dimensions up to which logarithms of variances may be taken in float32 */
 };
 
 /* Chunks of one length, so that the threads that share them finish together. */
@@ -137,7 +138,7 @@ static void NAME_ST(batch_begin)(const ff_job *job, int64_t start, int64_t stop,
         for (int64_t j = 0; j < count; j++) {
             const FF_STORED *row = NAME_S(row)(points, start + j) + from;
             FF_TT *to = tile + j * BATCH_SLICE;
-            for (int64_t k = 0; k < filled; k++) to[k] = (FF_TT)row[k] - centre[k];
+            for (int64_t k = 0; k < filled; k++) to[k] = (FF_TT)VALUE(row[k]) - centre[k];
             for (int64_t k = filled; k < BATCH_SLICE; k++) to[k] = 0;
         }
         memset(tile + count * BATCH_SLICE, 0, (size_t)((rows - count) * BATCH_SLICE) * sizeof *tile);
@@ -147,7 +148,7 @@ static void NAME_ST(batch_begin)(const ff_job *job, int64_t start, int64_t stop,
         s->log_mass[j] = (FF_TT)fmax(log_mass(points, start + j), FF_DEAD_T);
     }
     if (!job->pointwise || job->queries->stride != 0) return;
-    const coefficients c = query_numbers(job->queries, 0);
+    const coefficients c = query_numbers(points, job->queries, 0);
     for (int64_t j = 0; j < count; j++) {
         const double variance = own_variance(points, &c, start + j);
         s->inverse[j] = 1.0 / variance;
@@ -338,11 +339,15 @@ static void NAME_ST(batch_logits)(NAME_ST(batch_scratch) * s, const treatment *r
 }
 
 /* The same where points have variances of their own, in float64 from the dot products e.mu' on: the logit, for sharp
-   queries with what it may be too small by; and the largest of it less twice that. */
-static void NAME_ST(batch_own_logits)(const ff_job *job, NAME_ST(batch_scratch) * s, const treatment *records,
-                                      int64_t start, int64_t points, const FF_TT *dots, double *largest) {
+   queries with what it may be too small by; and the largest of it less twice that. The last three arguments are constants
+   in the calls: whether all queries share one time, whether logarithms are taken in float32 (off by a few 1e-8 of itself,
+   times size/2 in the logit), and whether no query is far or sharp, so that some terms are zero. */
+static inline __attribute__((always_inline)) void NAME_ST(batch_own_logits)(const ff_job *job, NAME_ST(batch_scratch) * s,
+                                                                             const treatment *records, int64_t start,
+                                                                             int64_t points, const FF_TT *dots,
+                                                                             double *largest, int one_time, int quick,
+                                                                             int common) {
     const ff_points *data = job->points;
-    const int one_time = job->queries->stride == 0;
     const double size = (double)data->size, widest = data->widest[0];
     double half_square[LANES], beta[LANES], variance[LANES], slope[LANES], excess[LANES], error[LANES];
     double gain_constant[LANES], gain_slope[LANES];
@@ -357,35 +362,95 @@ static void NAME_ST(batch_own_logits)(const ff_job *job, NAME_ST(batch_scratch) 
         gain_constant[lane] = b->exact.gain_constant;
         gain_slope[lane] = b->exact.gain_slope;
     }
-    for (int lane = 0; lane < LANES; lane += F64_LANES) {
-        const f64v half = f64_load(half_square + lane), ratio = f64_load(beta + lane), common = f64_load(variance + lane);
-        const f64v rise = f64_load(slope + lane), beyond = f64_load(excess + lane), bound = f64_load(error + lane);
-        const f64v constant = f64_load(gain_constant + lane), gain = f64_load(gain_slope + lane);
-        const f64v half_ratio = f64_mul(f64_set1(0.5), f64_mul(ratio, ratio)), whole = f64_set1(0.5 * size);
-        f64v most = f64_set1(-1.7e308);
-        for (int64_t j = 0; j < points; j++) {
-            const f64v dot = FF_PASTE3(f64, load, FF_T)(dots + j * LANES + lane);
-            const f64v own = f64_set1(data->data.variance[start + j]);
-            f64v distance = f64_fnma(ratio, dot, f64_fma(half_ratio, f64_set1(data->square[start + j]), half));
-            distance = f64_fma(beyond, f64_sub(f64_set1(widest), own), distance);
-            f64v inverse, mass;
-            if (one_time) {
-                inverse = f64_set1(s->inverse[j]);
-                mass = f64_set1(s->own_mass[j]);
-            } else {
-                /* float32: off by 5e-12, times size/2 in the logit */
-                const int last = sizeof(FF_TT) == 4 ? 13 : 21;
-                const f64v log_variance = f64_log_inverse(f64_fma(rise, own, common), last, &inverse);
-                f64_store(s->gains + j * LANES + lane, f64_mul(f64_fma(gain, own, constant), inverse));
-                mass = f64_fnma(whole, log_variance, f64_set1(log_mass(data, start + j)));
-            }
-            const f64v doubt = f64_mul(bound, inverse);
-            const f64v logit = f64_add(f64_fnma(distance, inverse, mass), doubt);
-            f64_store(s->wide + j * LANES + lane, logit);
-            most = f64_max(most, f64_sub(logit, f64_add(doubt, doubt)));
+    const f64v whole = f64_set1(0.5 * size), one = f64_set1(1.0);
+    for (int lane = 0; lane < LANES; lane += 2 * F64_LANES) {
+        f64v half[2], ratio[2], half_ratio[2], base[2], rise[2], constant[2], gain[2], per_least[2], most[2];
+        FF_UNROLL
+        for (int h = 0; h < 2; h++) {
+            const int at = lane + h * F64_LANES;
+            half[h] = f64_load(half_square + at);
+            ratio[h] = f64_load(beta + at);
+            half_ratio[h] = f64_mul(f64_set1(0.5), f64_mul(ratio[h], ratio[h]));
+            base[h] = f64_load(variance + at);
+            rise[h] = f64_load(slope + at);
+            constant[h] = f64_load(gain_constant + at);
+            gain[h] = f64_load(gain_slope + at);
+            per_least[h] = f64_div(one, f64_fma(rise[h], f64_set1(data->narrowest), base[h]));
+            most[h] = f64_set1(-1.7e308);
         }
-        f64_store(largest + lane, most);
+        for (int64_t j = 0; j < points; j++) {
+            const f64v own = f64_set1(data->data.variance[start + j]), square = f64_set1(data->square[start + j]);
+            const f64v given = f64_set1(one_time ? s->own_mass[j] : log_mass(data, start + j));
+            f64v inverse[2], log_variance[2];
+            if (one_time) {
+                inverse[0] = inverse[1] = f64_set1(s->inverse[j]);
+            } else if (quick) {
+                f64v relative[2];
+                FF_UNROLL
+                for (int h = 0; h < 2; h++) {
+                    relative[h] = f64_mul(f64_fma(rise[h], own, base[h]), per_least[h]);
+                    inverse[h] = f64_mul(f64_div(one, relative[h]), per_least[h]);
+                }
+                const f32v both = f32_log(f32_from_f64(relative[0], relative[1]));
+                log_variance[0] = f64_from_low(both);
+                log_variance[1] = f64_from_high(both);
+            } else {
+                FF_UNROLL
+                for (int h = 0; h < 2; h++) /* in float32 off by 5e-12 of 1, times size/2 in the logit */
+                    log_variance[h] = f64_log_inverse(f64_fma(rise[h], own, base[h]), sizeof(FF_TT) == 4 ? 13 : 21,
+                                                      &inverse[h]);
+            }
+            FF_UNROLL
+            for (int h = 0; h < 2; h++) {
+                const int64_t at = j * LANES + lane + h * F64_LANES;
+                const f64v dot = FF_PASTE3(f64, load, FF_T)(dots + at);
+                f64v distance = f64_fnma(ratio[h], dot, f64_fma(half_ratio[h], square, half[h]));
+                if (!common)
+                    distance = f64_fma(f64_load(excess + lane + h * F64_LANES), f64_sub(f64_set1(widest), own), distance);
+                const f64v mass = one_time ? given : f64_fnma(whole, log_variance[h], given);
+                f64v logit = f64_fnma(distance, inverse[h], mass), bar = logit;
+                if (!common) {
+                    const f64v doubt = f64_mul(f64_load(error + lane + h * F64_LANES), inverse[h]);
+                    bar = f64_sub(logit, doubt);
+                    logit = f64_add(logit, doubt);
+                }
+                f64_store(s->wide + at, logit);
+                most[h] = f64_max(most[h], bar);
+                if (!one_time) f64_store(s->gains + at, f64_mul(f64_fma(gain[h], own, constant[h]), inverse[h]));
+            }
+        }
+        FF_UNROLL
+        for (int h = 0; h < 2; h++) f64_store(largest + lane + h * F64_LANES, most[h]);
     }
+}
+
+/* The right one of these for a panel, and the constants that its logits lack. */
+static void NAME_ST(batch_panel_logits)(const ff_job *job, NAME_ST(batch_scratch) * s, const treatment *records,
+                                        int64_t start, int64_t points, const FF_TT *dots, double *largest, double *lack) {
+    const int quick = sizeof(FF_TT) == 4 && job->points->size <= BATCH_QUICK_LOG && quick_log(job);
+    int common = 1;
+    for (int lane = 0; lane < LANES; lane++) {
+        common &= !records[lane].sharp && records[lane].exact.excess == 0.0;
+        lack[lane] = 0.0;
+    }
+#define OWN_LOGITS(one_time, quick, common) \
+    NAME_ST(batch_own_logits)(job, s, records, start, points, dots, largest, one_time, quick, common)
+    if (job->queries->stride == 0) {
+        if (common) OWN_LOGITS(1, 0, 1);
+        else OWN_LOGITS(1, 0, 0);
+    } else if (quick) {
+        for (int lane = 0; lane < LANES; lane++) {
+            const coefficients *c = &records[lane].exact;
+            lack[lane] = -0.5 * (double)job->points->size * log(c->variance + c->slope * job->points->narrowest);
+        }
+        if (common) OWN_LOGITS(0, 1, 1);
+        else OWN_LOGITS(0, 1, 0);
+    } else if (common) {
+        OWN_LOGITS(0, 0, 1);
+    } else {
+        OWN_LOGITS(0, 0, 0);
+    }
+#undef OWN_LOGITS
 }
 
 /* Strike the points that queries leave out off a panel of logits, and off the largest. */
@@ -474,7 +539,8 @@ static void NAME_ST(batch_weigh)(const ff_job *job, NAME_ST(batch_scratch) * s, 
     partial *partials = s->partials + panel * LANES;
     double *gain = job->pointwise ? s->gain_total + panel * LANES : NULL;
     double largest[LANES], total[LANES], first[LANES], second[LANES];
-    if (job->pointwise) NAME_ST(batch_own_logits)(job, s, records, start, points, logit, largest);
+    double lack[LANES] = {0};
+    if (job->pointwise) NAME_ST(batch_panel_logits)(job, s, records, start, points, logit, largest, lack);
     else NAME_ST(batch_logits)(s, records, points, logit, largest);
     NAME_ST(batch_leave_out)(job, s, start, points, query + panel * LANES, lanes, logit, largest);
 
@@ -502,6 +568,7 @@ static void NAME_ST(batch_weigh)(const ff_job *job, NAME_ST(batch_scratch) * s, 
         const treatment *b = records + lane;
         if (b->sharp) continue;
         s->kept[panel * LANES + lane].count = 0;
+        largest[lane] += lack[lane];
         partials[lane] = (partial){largest[lane] + b->base, total[lane], first[lane], second[lane], b->exact.base};
         if (gain) gain[lane] = gains[lane];
     }

@@ -17,18 +17,19 @@
 #define NAME_ST(operation) FF_PASTE3(operation, FF_ST, FF_ISA)
 
 /* The compute type, its vector type and its operations; the storage type's element */
-#define FF_TT FF_PASTE(FF_T, _t)
+#define FF_TT FF_PASTE(ff_, FF_T)
 #define TV FF_PASTE(FF_T, v)
 #define T(operation) FF_PASTE(FF_T, FF_PASTE(_, operation))
-#define FF_STORED FF_PASTE(FF_S, _t)
+#define FF_STORED FF_PASTE(ff_, FF_S)
 #define FF_LANES_T FF_PASTE(LANES_OF_, FF_T)
 
 #define FF_UNROLL _Pragma("GCC unroll 16")
 
 #include "../simd/exp.h"
 
-typedef float f32_t;
-typedef double f64_t;
+/* A value of the storage type in float32 or float64, exactly. */
+#define VALUE(stored) FF_PASTE(ff_value_, FF_S)(stored)
+
 enum { LANES_OF_f32 = F32_LANES, LANES_OF_f64 = F64_LANES };
 static inline const float *centre_f32(const ff_points *points) { return points->narrow_centre; }
 static inline const double *centre_f64(const ff_points *points) { return points->centre; }
@@ -48,7 +49,8 @@ enum { FF_SEGMENT = 1024 };
 enum { FEW_QUERIES = 4 };
 
 /* One query's numbers: logit_j = log C_j - precision d_j + base, short of -(size/2) log variance, where
-   d_j = sum_k (beta mu'_jk - near_k) (beta mu'_jk - far_k) for e the query's offset from the centre.
+   d_j = sum_k (beta mu'_jk - near_k) (beta mu'_jk - far_k) for e the query's offset from the centre, and beta is that of
+   the path times the scale of the data: mu' is in units of what is stored.
    Commonly near = far = e, d_j = |r_j|^2 and base = 0. For a query far outside the data, |r_j|^2 is nearly the same for
    all points and its rounding would show in the weights: there near = 0 and far = 2 e, so that d_j = |r_j|^2 - |e|^2
    and base = -precision |e|^2.
@@ -56,7 +58,7 @@ enum { FEW_QUERIES = 4 };
    then has -(size/2) log D_j in it, and for far queries `excess`, |e|^2 over the widest D, makes up for what their
    common |e|^2 leaves: |e|^2 (1/D_j - 1/D) (see exact_logit). */
 typedef struct {
-    double alpha, beta, precision, base, norm;
+    double beta, precision, base, norm;
     double variance, slope, gain_constant, gain_slope, excess;
     int is_far;
 } coefficients;
@@ -90,11 +92,11 @@ static inline double minus_product(double a, double b, double c) {
 #endif
 }
 
-/* Offset e = x - alpha m_i - beta centre of a query, so that r_j = e - beta mu'_j. */
+/* Offset e = x - alpha m_i - beta origin of a query, so that r_j = e - beta scale mu'_j. */
 static void query_offset(const ff_points *points, const ff_queries *queries, int64_t query, double *restrict e) {
     const int64_t size = points->size, i = query * queries->stride;
     const double alpha = queries->alpha[i], beta = queries->beta[i];
-    const double *restrict centre = points->centre, *restrict mean = points->data.source_mean;
+    const double *restrict origin = points->origin, *restrict mean = points->data.source_mean;
     if (queries->dtype == FF_FLOAT32) {
         const float *restrict x = (const float *)queries->x + query * size;
         for (int64_t k = 0; k < size; k++) e[k] = (double)x[k];
@@ -103,13 +105,13 @@ static void query_offset(const ff_points *points, const ff_queries *queries, int
     }
     if (mean)
         for (int64_t k = 0; k < size; k++) e[k] = minus_product(e[k], alpha, mean[k]);
-    for (int64_t k = 0; k < size; k++) e[k] = minus_product(e[k], beta, centre[k]);
+    for (int64_t k = 0; k < size; k++) e[k] = minus_product(e[k], beta, origin[k]);
 }
 
 /* The numbers of a query that do not depend on where it is. */
-static coefficients query_numbers(const ff_queries *queries, int64_t query) {
+static coefficients query_numbers(const ff_points *points, const ff_queries *queries, int64_t query) {
     const int64_t i = query * queries->stride;
-    coefficients c = {.alpha = queries->alpha[i], .beta = queries->beta[i], .variance = queries->variance[i]};
+    coefficients c = {.beta = queries->beta[i] * points->data.scale, .variance = queries->variance[i]};
     if (queries->slope) {
         c.slope = queries->slope[i];
         c.gain_constant = queries->gain_constant[i];
@@ -121,7 +123,7 @@ static coefficients query_numbers(const ff_queries *queries, int64_t query) {
 /* Its offset, and all its numbers. */
 static coefficients centred_query(const ff_points *points, const ff_queries *queries, int64_t query, double *e) {
     const int64_t size = points->size;
-    coefficients c = query_numbers(queries, query);
+    coefficients c = query_numbers(points, queries, query);
     c.precision = 0.5 / (c.variance + c.slope * points->widest[0]);
     query_offset(points, queries, query, e);
     double square = 0.0;
@@ -141,6 +143,12 @@ static inline double own_variance(const ff_points *points, const coefficients *c
 }
 static inline double own_gain(const ff_points *points, const coefficients *c, int64_t j) {
     return (c->gain_constant + c->gain_slope * points->data.variance[j]) / own_variance(points, c, j);
+}
+
+/* Whether logarithms of D_j over that of the narrowest may be taken in float32: it holds every such ratio, at any time. */
+static inline int quick_log(const ff_job *job) {
+    const ff_points *points = job->points;
+    return job->pointwise && points->widest[0] <= 1e30 * points->narrowest;
 }
 
 /* The logit of a point from its d_j, short of the base. */

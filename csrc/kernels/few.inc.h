@@ -122,7 +122,7 @@ static inline double NAME_ST(few_dot)(const ff_points *points, const FF_TT *q, i
     T(store)(lanes, T(add)(T(add)(sum[0], sum[1]), T(add)(sum[2], sum[3])));
     double dot = 0.0;
     for (int l = 0; l < L; l++) dot += (double)lanes[l];
-    for (; k < size; k++) dot += (double)(((FF_TT)row[k] - centre[k]) * q[k]);
+    for (; k < size; k++) dot += (double)(((FF_TT)VALUE(row[k]) - centre[k]) * q[k]);
     return dot;
 }
 
@@ -153,7 +153,7 @@ static inline void NAME_ST(few_dots4)(const ff_points *points, const FF_TT *q, i
         T(store)(lanes, T(add)(sum[i][0], sum[i][1]));
         dots[i] = 0.0;
         for (int l = 0; l < L; l++) dots[i] += (double)lanes[l];
-        for (int64_t l = k; l < size; l++) dots[i] += (double)(((FF_TT)row[i][l] - centre[l]) * q[l]);
+        for (int64_t l = k; l < size; l++) dots[i] += (double)(((FF_TT)VALUE(row[i][l]) - centre[l]) * q[l]);
     }
 }
 
@@ -184,7 +184,7 @@ static inline __attribute__((always_inline)) void NAME_ST(few_accumulate4)(const
         T(store)(sum + k + L, total1);
     }
     for (; k < to; k++)
-        for (int i = 0; i < 4; i++) sum[k] += (FF_TT)weight[i] * ((FF_TT)row[i][k] - centre[k]);
+        for (int i = 0; i < 4; i++) sum[k] += (FF_TT)weight[i] * ((FF_TT)VALUE(row[i][k]) - centre[k]);
 }
 
 /* One smooth query over one strip of points, in the compute type. */

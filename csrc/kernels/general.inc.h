@@ -180,7 +180,7 @@ static void general_pack(const ff_job *job, int64_t query, int64_t count, void *
         double *e = general_rows(job, head, ROWS_E);
         if (lane == 0) head->any_far = 0;
         const coefficients c = centred_query(points, queries, real, s->e);
-        head->beta[lane] = c.beta;
+        head->beta[lane] = queries->beta[i];
         head->variance[lane] = queries->variance[i];
         head->slope[lane] = plan.pointwise ? queries->slope[i] : 0.0;
         head->gain_constant[lane] = plan.pointwise ? queries->gain_constant[i] : 0.0;
@@ -698,11 +698,12 @@ static void general_write(const ff_job *job, int64_t query, int64_t count, void 
         if (!plan.mean) continue;
         double *values = job->state.sum + (size_t)(q / GL * GL) * general_values(job);
         const int64_t lane = q % GL;
-        const coefficients c = centred_query(points, queries, q, s->e);
+        query_offset(points, queries, q, s->e);
+        const double beta = queries->beta[q * queries->stride];
         const double *mean = general_vector(&plan, values, MEAN, size);
         for (int64_t k = 0; k < size; k++) {
-            general_store(queries, result->mean, q * size + k, points->centre[k] + mean[k * GL + lane]);
-            general_store(queries, result->residual, q * size + k, minus_product(s->e[k], c.beta, mean[k * GL + lane]));
+            general_store(queries, result->mean, q * size + k, points->origin[k] + mean[k * GL + lane]);
+            general_store(queries, result->residual, q * size + k, minus_product(s->e[k], beta, mean[k * GL + lane]));
         }
         void *const to[GENERAL_VECTORS] = {NULL, result->gained, result->mean_product, result->gained_product,
                                            result->gain_product};
@@ -720,7 +721,7 @@ static void general_write(const ff_job *job, int64_t query, int64_t count, void 
         if (!plan.tangent) continue;
         double centre = 0.0; /* the part of the centre in psi */
         for (int64_t k = 0; k < size; k++)
-            centre += points->centre[k] * query_value(queries, queries->direction, q * size + k);
+            centre += points->origin[k] * query_value(queries, queries->direction, q * size + k);
         result->tilt[q] = values[TILT * GL + lane] + queries->mean_factor[q] * centre;
         if (plan.pointwise && !plan.by_direction)
             for (int64_t k = 0; k < size; k++)
@@ -740,7 +741,7 @@ static void NAME_S(general_begin)(const ff_job *job, int64_t start, int64_t stop
     memset(s->tile, 0, (size_t)(ff_ceil_div(count, FF_ROWS) * FF_ROWS * padded) * sizeof(double));
     for (int64_t j = 0; j < count; j++) {
         const FF_STORED *row = NAME_S(row)(points, start + j);
-        for (int64_t k = 0; k < size; k++) s->tile[j * padded + k] = (double)row[k] - points->centre[k];
+        for (int64_t k = 0; k < size; k++) s->tile[j * padded + k] = data->scale * ((double)VALUE(row[k]) - points->centre[k]);
         s->log_mass[j] = log_mass(points, start + j);
     }
     if (plan.by_direction) {
@@ -781,7 +782,7 @@ static void NAME_S(general_logits)(const ff_points *points, const ff_queries *qu
     const int far = general_is_far(points, scratch, c.beta, shared, slope, &terms);
     for (int64_t j = start; j < stop; j++) {
         const FF_STORED *row = NAME_S(row)(points, j);
-        for (int64_t k = 0; k < size; k++) r[k] = scratch[k] - c.beta * ((double)row[k] - points->centre[k]);
+        for (int64_t k = 0; k < size; k++) r[k] = scratch[k] - c.beta * ((double)VALUE(row[k]) - points->centre[k]);
         if (data->rotation) {
             const double *rotation = data->rotation + j * size * size;
             memset(turned, 0, (size_t)size * sizeof *turned);
@@ -796,7 +797,7 @@ static void NAME_S(general_logits)(const ff_points *points, const ff_queries *qu
             double square = from[k] * from[k];
             if (far) { /* less |e|^2 / (2 D) of the widest */
                 const double widest = points->widest[by_direction ? k : 0];
-                const double b = c.beta * ((double)row[k] - points->centre[k]);
+                const double b = c.beta * ((double)VALUE(row[k]) - points->centre[k]);
                 square = b * (b - 2.0 * scratch[k]);
                 square += slope * (widest - own[by_direction ? k : 0]) * scratch[k] * scratch[k] / (shared + slope * widest);
             }

@@ -1,12 +1,14 @@
 /* Few dimensions, any number of queries: bound by the exponential. Lanes hold queries, points are broadcast, and all
-   arithmetic is in float64 by residuals, so no accuracy is lost at any time. Included once for each storage type. */
+   arithmetic is in float64 by residuals, so no accuracy is lost at any time; low_narrow.inc.h does the same in float32 where
+   that is accurate enough. Included once for each storage type. */
 
 #ifndef FF_LOW_LANES
 #define FF_LOW_LANES (2 * F64_LANES)
 enum { LOW_SIZE = 16, LOW_BLOCK = 32 * FF_LOW_LANES };
-/* Points of a chunk: the tile of points and the logits of one panel stay in the first-level cache at size 2, and the
-   cost of a merge is small beside that of a chunk. */
-enum { LOW_CHUNK = 512 };
+/* Points of a chunk: enough that the cost of setting up and merging a query is small beside that of a chunk; and of what
+   meets a panel in float64 at a time, so that points and logits stay in the first-level cache at size 2. */
+enum { LOW_CHUNK = 2048, LOW_TILE = 512 };
+#include "low_narrow.inc.h"
 
 /* Scratch: the tile of points, the logits of a panel, the partial sums of a block. */
 typedef struct {
@@ -14,16 +16,19 @@ typedef struct {
     double log_mass[LOW_CHUNK];
     /* Points with variances of their own: theirs, and where all queries share one time 1/D_j, gamma_j, and log_mass with
        -(size/2) log D_j in it. Where they do not, gamma_j of a panel. */
-    double own[LOW_CHUNK], inverse[LOW_CHUNK], gain[LOW_CHUNK], gains[LOW_CHUNK * FF_LOW_LANES];
-    double logit[LOW_CHUNK * FF_LOW_LANES];
+    double own[LOW_CHUNK], inverse[LOW_CHUNK], gain[LOW_CHUNK], gains[LOW_TILE * FF_LOW_LANES];
+    double logit[LOW_TILE * FF_LOW_LANES];
     double sum[LOW_BLOCK * (2 * LOW_SIZE + 1)]; /* panels of [row][lane] */
+    double part[FF_LOW_LANES * (2 * LOW_SIZE + 1)], exact[FF_LOW_LANES * (2 * LOW_SIZE + 1)]; /* one panel */
     double e[LOW_SIZE * FF_LOW_LANES], origin[LOW_SIZE * FF_LOW_LANES], row[LOW_SIZE];
     double beta[FF_LOW_LANES], precision[FF_LOW_LANES], base[FF_LOW_LANES];
     double variance[FF_LOW_LANES], slope[FF_LOW_LANES], gain_constant[FF_LOW_LANES], gain_slope[FF_LOW_LANES];
-    double excess[FF_LOW_LANES], widest;
-    int one_time;
+    double excess[FF_LOW_LANES], per_narrowest[FF_LOW_LANES], widest;
+    int one_time, quick_log;
     int64_t without[FF_LOW_LANES]; /* place in the tile of the point that a query leaves out, or -1 */
     partial partials[LOW_BLOCK];
+    low_narrow narrow;
+    low_narrow_tile tile;
 } low_scratch;
 
 static int64_t low_chunk(const ff_points *points) {
@@ -53,13 +58,14 @@ static inline void low_exp(const f64v below[2], int narrow, f64v p[2]) {
 }
 
 /* Strike the points that queries leave out off the logits of a panel, and off the largest. */
-static inline void low_leave_out(const int64_t *without, int64_t points, double *logits, f64v largest[2]) {
+static inline void low_leave_out(const int64_t *without, int64_t from, int64_t points, double *logits,
+                                 f64v largest[2]) {
     for (int lane = 0; lane < FF_LOW_LANES; lane++) {
-        if (without[lane] < 0) continue;
+        if (without[lane] < from || without[lane] >= from + points) continue;
         double lanes[FF_LOW_LANES];
         f64_store(lanes, largest[0]);
         f64_store(lanes + F64_LANES, largest[1]);
-        logits[without[lane] * FF_LOW_LANES + lane] = lanes[lane] = FF_LEFT_OUT;
+        logits[(without[lane] - from) * FF_LOW_LANES + lane] = lanes[lane] = FF_LEFT_OUT;
         for (int64_t j = 0; j < points; j++) lanes[lane] = fmax(lanes[lane], logits[j * FF_LOW_LANES + lane]);
         largest[0] = f64_load(lanes);
         largest[1] = f64_load(lanes + F64_LANES);
@@ -67,28 +73,35 @@ static inline void low_leave_out(const int64_t *without, int64_t points, double 
 }
 
 /* exact_logit for the half h of a panel, and gamma_j. */
-static inline f64v low_own_logit(low_scratch *s, int64_t j, int h, int size, int narrow, f64v distance) {
+static inline f64v low_own_logit(low_scratch *s, int64_t from, int64_t place, int h, int size, f64v distance) {
+    const int64_t j = from + place;
     const int at = h * F64_LANES;
     const f64v slope = f64_load(s->slope + at), own = f64_set1(s->own[j]), half = f64_set1(0.5);
     const f64v beyond = f64_mul(f64_mul(f64_load(s->excess + at), slope), f64_set1(s->widest - s->own[j]));
     distance = f64_mul(half, f64_add(distance, beyond));
     if (s->one_time) return f64_fnma(distance, f64_set1(s->inverse[j]), f64_set1(s->log_mass[j]));
-    f64v inverse;
-    /* off by 5e-9 at most for float32 queries, and by 8 times that in the logit */
-    const f64v log_variance = f64_log_inverse(f64_fma(slope, own, f64_load(s->variance + at)), narrow ? 9 : 21,
-                                              &inverse);
+    f64v inverse, log_variance;
+    const f64v variance = f64_fma(slope, own, f64_load(s->variance + at));
+    if (s->quick_log) { /* off by a few 1e-8 of itself, and by 8 times that in the logit */
+        inverse = f64_div(f64_set1(1.0), variance);
+        const f64v relative = f64_mul(variance, f64_load(s->per_narrowest + at));
+        log_variance = f64_from_low(f32_log(f32_from_f64(relative, relative)));
+    } else {
+        log_variance = f64_log_inverse(variance, 21, &inverse);
+    }
     const f64v gain = f64_fma(f64_load(s->gain_slope + at), own, f64_load(s->gain_constant + at));
-    f64_store(s->gains + j * FF_LOW_LANES + at, f64_mul(gain, inverse));
+    f64_store(s->gains + place * FF_LOW_LANES + at, f64_mul(gain, inverse));
     const f64v mass = f64_fnma(f64_set1(0.5 * size), log_variance, f64_set1(s->log_mass[j]));
     return f64_fnma(distance, inverse, mass);
 }
 
 /* One panel of queries over the tile. The last five arguments are constants in the calls below, so that loops over
    the dimensions unroll and branches vanish. */
-static inline __attribute__((always_inline)) void low_panel(low_scratch *s, int64_t points, double *logits, double *sum,
+static inline __attribute__((always_inline)) void low_panel(low_scratch *s, int64_t from, int64_t points, double *sum,
                                                             partial *partials, int lanes, int size, int far,
                                                             int narrow, int spread, int pointwise) {
     enum { L = F64_LANES };
+    double *logits = s->logit;
     f64v e[2 * LOW_SIZE] = {f64_set1(0.0)}, origin[2 * LOW_SIZE] = {f64_set1(0.0)}, beta[2], precision[2], largest[2];
     FF_UNROLL
     for (int k = 0; k < size; k++) {
@@ -105,7 +118,7 @@ static inline __attribute__((always_inline)) void low_panel(low_scratch *s, int6
         largest[h] = f64_set1(-1.7e308);
     }
     for (int64_t j = 0; j < points; j++) {
-        const double *point = s->point + j * size;
+        const double *point = s->point + (from + j) * size;
         f64v distance[2] = {f64_set1(0.0), f64_set1(0.0)};
         FF_UNROLL
         for (int k = 0; k < size; k++) {
@@ -116,23 +129,23 @@ static inline __attribute__((always_inline)) void low_panel(low_scratch *s, int6
                 distance[h] = f64_fma(r, far ? f64_fnma(beta[h], mu, origin[2 * k + h]) : r, distance[h]);
             }
         }
-        const f64v mass = f64_set1(s->log_mass[j]);
+        const f64v mass = f64_set1(s->log_mass[from + j]);
         FF_UNROLL
         for (int h = 0; h < 2; h++) {
-            const f64v logit = pointwise ? low_own_logit(s, j, h, size, narrow, distance[h])
+            const f64v logit = pointwise ? low_own_logit(s, from, j, h, size, distance[h])
                                          : f64_fnma(precision[h], distance[h], mass);
             f64_store(logits + j * FF_LOW_LANES + h * L, logit);
             largest[h] = f64_max(largest[h], logit);
         }
     }
-    low_leave_out(s->without, points, logits, largest);
+    low_leave_out(s->without, from, points, logits, largest);
     f64v total[2], first[2], second[2], gain[2], mean[2 * LOW_SIZE] = {f64_set1(0.0)}, gained[2 * LOW_SIZE];
     FF_UNROLL
     for (int h = 0; h < 2; h++) total[h] = first[h] = second[h] = gain[h] = f64_set1(0.0);
     FF_UNROLL
     for (int k = 0; k < 2 * size; k++) mean[k] = gained[k] = f64_set1(0.0);
     for (int64_t j = 0; j < points; j++) {
-        const double *point = s->point + j * size;
+        const double *point = s->point + (from + j) * size;
         f64v below[2], p[2];
         FF_UNROLL
         for (int h = 0; h < 2; h++) {
@@ -158,7 +171,7 @@ static inline __attribute__((always_inline)) void low_panel(low_scratch *s, int6
         if (!pointwise) continue;
         FF_UNROLL
         for (int h = 0; h < 2; h++) {
-            const f64v own = s->one_time ? f64_set1(s->gain[j]) : f64_load(s->gains + j * FF_LOW_LANES + h * L);
+            const f64v own = s->one_time ? f64_set1(s->gain[from + j]) : f64_load(s->gains + j * FF_LOW_LANES + h * L);
             p[h] = f64_mul(p[h], own);
             gain[h] = f64_add(gain[h], p[h]);
         }
@@ -190,53 +203,114 @@ static inline __attribute__((always_inline)) void low_panel(low_scratch *s, int6
 }
 
 /* The common sizes of toy problems, without far queries and spread, get code of their own. */
-static void low_run(low_scratch *s, int64_t points, double *sum, partial *partials, int lanes, int size, int far,
-                    int narrow, int spread, int pointwise) {
-    double *logits = s->logit;
+static void low_run(low_scratch *s, int64_t from, int64_t points, double *sum, partial *partials, int lanes, int size,
+                    int far, int narrow, int spread, int pointwise) {
 #define LOW_CASE(n)                                                                                         \
     if (size == n && !far && !spread) {                                                                     \
-        if (pointwise && narrow) low_panel(s, points, logits, sum, partials, lanes, n, 0, 1, 0, 1);         \
-        else if (pointwise) low_panel(s, points, logits, sum, partials, lanes, n, 0, 0, 0, 1);              \
-        else if (narrow) low_panel(s, points, logits, sum, partials, lanes, n, 0, 1, 0, 0);                 \
-        else low_panel(s, points, logits, sum, partials, lanes, n, 0, 0, 0, 0);                             \
+        if (pointwise && narrow) low_panel(s, from, points, sum, partials, lanes, n, 0, 1, 0, 1);         \
+        else if (pointwise) low_panel(s, from, points, sum, partials, lanes, n, 0, 0, 0, 1);              \
+        else if (narrow) low_panel(s, from, points, sum, partials, lanes, n, 0, 1, 0, 0);                 \
+        else low_panel(s, from, points, sum, partials, lanes, n, 0, 0, 0, 0);                             \
         return;                                                                                             \
     }
     LOW_CASE(1)
     LOW_CASE(2)
     LOW_CASE(3)
 #undef LOW_CASE
-    if (pointwise) low_panel(s, points, logits, sum, partials, lanes, size, far, narrow, spread, 1);
-    else if (far) low_panel(s, points, logits, sum, partials, lanes, size, 1, narrow, spread, 0);
-    else low_panel(s, points, logits, sum, partials, lanes, size, 0, narrow, spread, 0);
+    if (pointwise) low_panel(s, from, points, sum, partials, lanes, size, far, narrow, spread, 1);
+    else if (far) low_panel(s, from, points, sum, partials, lanes, size, 1, narrow, spread, 0);
+    else low_panel(s, from, points, sum, partials, lanes, size, 0, narrow, spread, 0);
+}
+
+/* The point that a query leaves out, as a place in the tile, or -1. */
+static int64_t low_without(const ff_job *job, int64_t query, int64_t start, int64_t stop) {
+    const int64_t without = left_out(job, query, start, stop);
+    return without < 0 ? -1 : without - start;
+}
+
+/* One panel of queries in float64. */
+static void low_wide(const ff_job *job, int64_t start, int64_t stop, int64_t query, int lanes, low_scratch *s, double *sum,
+                     partial *partials) {
+    const int size = (int)job->points->size, narrow = job->queries->dtype == FF_FLOAT32;
+    double shift[FF_LOW_LANES]; /* what the logits of the panel leave out */
+    int far = 0;
+    s->quick_log = narrow && job->queries->stride != 0 && quick_log(job);
+    for (int lane = 0; lane < FF_LOW_LANES; lane++) { /* the last panel repeats its last query */
+        const int64_t at = query + ff_min(lane, lanes - 1);
+        const coefficients c = centred_query(job->points, job->queries, at, s->row);
+        for (int k = 0; k < size; k++) {
+            s->e[k * FF_LOW_LANES + lane] = c.is_far ? 2.0 * s->row[k] : s->row[k];
+            s->origin[k * FF_LOW_LANES + lane] = c.is_far ? 0.0 : s->row[k];
+        }
+        s->without[lane] = low_without(job, at, start, stop);
+        s->beta[lane] = c.beta;
+        s->precision[lane] = c.precision;
+        const double narrowest = c.variance + c.slope * job->points->narrowest;
+        s->per_narrowest[lane] = 1.0 / narrowest;
+        s->base[lane] = c.base;
+        shift[lane] = s->quick_log ? -0.5 * size * log(narrowest) : 0.0;
+        s->variance[lane] = c.variance;
+        s->slope[lane] = c.slope;
+        s->gain_constant[lane] = c.gain_constant;
+        s->gain_slope[lane] = c.gain_slope;
+        s->excess[lane] = c.excess;
+        far |= c.is_far;
+    }
+    const int64_t rows = job->pointwise ? 2 * size + 1 : size;
+    double of[5][FF_LOW_LANES];
+    const ff_state whole = {of[0], of[1], of[2], of[3], of[4], sum};
+    for (int64_t from = 0; from < stop - start; from += LOW_TILE) {
+        low_run(s, from, ff_min(LOW_TILE, stop - start - from), s->part, partials, lanes, size, far, narrow,
+                job->want_spread, job->pointwise);
+        for (int lane = 0; lane < lanes; lane++) {
+            double keep, add;
+            merge_scalars(&whole, lane, partials + lane, from == 0, &keep, &add);
+            for (int64_t k = lane; k < rows * FF_LOW_LANES; k += FF_LOW_LANES)
+                sum[k] = (from == 0 ? 0.0 : keep * sum[k]) + add * s->part[k];
+        }
+    }
+    for (int lane = 0; lane < lanes; lane++)
+        partials[lane] = (partial){of[0][lane] + shift[lane], of[1][lane], of[2][lane], of[3][lane], of[4][lane]};
+}
+
+/* NARROW_LANES queries in float32, and those in float64 that need it. */
+static void low_both(const ff_job *job, int64_t start, int64_t stop, int64_t query, int64_t count, low_scratch *s,
+                     double *sum, partial *partials) {
+    const int64_t size = job->points->size, rows = job->pointwise ? 2 * size + 1 : size;
+    for (int lane = 0; lane < NARROW_LANES; lane++) {
+        const int64_t at = query + ff_min(lane, count - 1);
+        low_narrow_query(job, &s->narrow, lane, at, s->row);
+        s->narrow.without[lane] = low_without(job, at, start, stop);
+    }
+    low_narrow_panel(job, &s->narrow, &s->tile, stop - start);
+    for (int64_t panel = 0; panel < count; panel += FF_LOW_LANES) {
+        const int lanes = (int)ff_min(FF_LOW_LANES, count - panel);
+        double *to = sum + panel * rows;
+        int done[FF_LOW_LANES], wide = 0;
+        for (int lane = 0; lane < lanes; lane++) {
+            done[lane] = low_narrow_finish(job, &s->narrow, (int)panel + lane, partials + panel + lane, to + lane,
+                                           FF_LOW_LANES);
+            wide |= !done[lane];
+        }
+        if (!wide) continue;
+        partial exact[FF_LOW_LANES];
+        low_wide(job, start, stop, query + panel, lanes, s, s->exact, exact);
+        for (int lane = 0; lane < lanes; lane++) {
+            if (done[lane]) continue;
+            partials[panel + lane] = exact[lane];
+            for (int64_t k = lane; job->want_mean && k < rows * FF_LOW_LANES; k += FF_LOW_LANES) to[k] = s->exact[k];
+        }
+    }
 }
 
 static void low_compute(const ff_job *job, int64_t start, int64_t stop, int64_t query, int64_t count, void *scratch) {
     low_scratch *s = scratch;
-    const int size = (int)job->points->size, narrow = job->queries->dtype == FF_FLOAT32;
-    for (int64_t q = 0; q < count; q += FF_LOW_LANES) {
-        const int lanes = (int)ff_min(FF_LOW_LANES, count - q);
-        int far = 0;
-        for (int lane = 0; lane < FF_LOW_LANES; lane++) { /* the last panel repeats its last query */
-            const int64_t at = query + q + ff_min(lane, lanes - 1);
-            const coefficients c = centred_query(job->points, job->queries, at, s->row);
-            for (int k = 0; k < size; k++) {
-                s->e[k * FF_LOW_LANES + lane] = c.is_far ? 2.0 * s->row[k] : s->row[k];
-                s->origin[k * FF_LOW_LANES + lane] = c.is_far ? 0.0 : s->row[k];
-            }
-            const int64_t without = left_out(job, at, start, stop);
-            s->without[lane] = without < 0 ? -1 : without - start;
-            s->beta[lane] = c.beta;
-            s->precision[lane] = c.precision;
-            s->base[lane] = c.base;
-            s->variance[lane] = c.variance;
-            s->slope[lane] = c.slope;
-            s->gain_constant[lane] = c.gain_constant;
-            s->gain_slope[lane] = c.gain_slope;
-            s->excess[lane] = c.excess;
-            far |= c.is_far;
-        }
-        low_run(s, stop - start, s->sum + q * (job->pointwise ? 2 * size + 1 : size), s->partials + q, lanes, size, far,
-                narrow, job->want_spread, job->pointwise);
+    const int64_t size = job->points->size, rows = job->pointwise ? 2 * size + 1 : size;
+    const int64_t step = low_is_narrow(job) ? NARROW_LANES : FF_LOW_LANES;
+    for (int64_t q = 0; q < count; q += step) {
+        const int64_t lanes = ff_min(step, count - q);
+        if (step == NARROW_LANES) low_both(job, start, stop, query + q, lanes, s, s->sum + q * rows, s->partials + q);
+        else low_wide(job, start, stop, query + q, (int)lanes, s, s->sum + q * rows, s->partials + q);
     }
 }
 
@@ -259,18 +333,24 @@ static void low_merge(const ff_job *job, int64_t start, int64_t stop, int64_t qu
 static void NAME_S(low_begin)(const ff_job *job, int64_t start, int64_t stop, void *scratch) {
     low_scratch *s = scratch;
     const ff_points *points = job->points;
-    const int64_t size = points->size;
+    const int64_t size = points->size, padded = low_narrow_padded((int)size);
     for (int64_t j = start; j < stop; j++) {
         const FF_STORED *row = NAME_S(row)(points, j);
-        for (int64_t k = 0; k < size; k++) s->point[(j - start) * size + k] = (double)row[k] - points->centre[k];
+        float *value = s->tile.value + (j - start) * padded;
+        for (int64_t k = 0; k < size; k++) {
+            s->point[(j - start) * size + k] = (double)VALUE(row[k]) - points->centre[k];
+            value[k] = (float)VALUE(row[k]);
+        }
+        for (int64_t k = size; k < padded; k++) value[k] = 0.0f;
         s->log_mass[j - start] = log_mass(points, j);
     }
+    if (low_is_narrow(job)) low_narrow_begin(job, start, stop, &s->tile);
     if (!job->pointwise) return;
     s->one_time = job->queries->stride == 0;
     s->widest = points->widest[0];
     memcpy(s->own, points->data.variance + start, (size_t)(stop - start) * sizeof *s->own);
     if (!s->one_time) return;
-    const coefficients c = query_numbers(job->queries, 0);
+    const coefficients c = query_numbers(points, job->queries, 0);
     for (int64_t j = start; j < stop; j++) {
         const double variance = own_variance(points, &c, j);
         s->inverse[j - start] = 1.0 / variance;

@@ -3,10 +3,17 @@
 
 #ifndef FF_LOW_FEW
 #define FF_LOW_FEW
+/* Points of a chunk: their columns stay in the first-level cache at size 2. */
+enum { LOW_FEW_CHUNK = 512 };
+static int64_t low_few_chunk(const ff_points *points) {
+    (void)points;
+    return LOW_FEW_CHUNK;
+}
+
 typedef struct {
-    double column[LOW_SIZE * LOW_CHUNK]; /* mu' of the chunk, [k][point] */
-    double log_mass[LOW_CHUNK], own[LOW_CHUNK]; /* own variances, where points have them */
-    double logit[LOW_CHUNK], weight[LOW_CHUNK];
+    double column[LOW_SIZE * LOW_FEW_CHUNK]; /* mu' of the chunk, [k][point] */
+    double log_mass[LOW_FEW_CHUNK], own[LOW_FEW_CHUNK]; /* own variances, where points have them */
+    double logit[LOW_FEW_CHUNK], weight[LOW_FEW_CHUNK];
     double e[LOW_SIZE], sum[FEW_QUERIES * (2 * LOW_SIZE + 1)];
     partial partials[FEW_QUERIES];
 } low_few_scratch;
@@ -21,7 +28,7 @@ static void low_few_sums(const low_few_scratch *s, int64_t points, int64_t size,
     for (int64_t k = 0; k < size; k++) {
         f64v total = f64_set1(0.0);
         for (int64_t j = 0; j < points; j += F64_LANES)
-            total = f64_fma(f64_load(s->weight + j), f64_load(s->column + k * LOW_CHUNK + j), total);
+            total = f64_fma(f64_load(s->weight + j), f64_load(s->column + k * LOW_FEW_CHUNK + j), total);
         sum[k] = f64_sum(total);
     }
 }
@@ -38,7 +45,7 @@ static partial low_few_query(const ff_job *job, low_few_scratch *s, const coeffi
     for (int64_t j = 0; j < points; j += L) {
         f64v distance = f64_set1(0.0);
         for (int64_t k = 0; k < size; k++) {
-            const f64v mu = f64_load(s->column + k * LOW_CHUNK + j), near = f64_set1(c->is_far ? 0.0 : s->e[k]);
+            const f64v mu = f64_load(s->column + k * LOW_FEW_CHUNK + j), near = f64_set1(c->is_far ? 0.0 : s->e[k]);
             const f64v far = f64_set1(c->is_far ? 2.0 * s->e[k] : s->e[k]);
             distance = f64_fma(f64_fnma(beta, mu, near), f64_fnma(beta, mu, far), distance);
         }
@@ -118,7 +125,7 @@ static void NAME_S(low_few_begin)(const ff_job *job, int64_t start, int64_t stop
         const int filler = start + j >= stop; /* points without mass, to whole vectors */
         const FF_STORED *row = NAME_S(row)(points, filler ? stop - 1 : start + j);
         for (int64_t k = 0; k < points->size; k++)
-            s->column[k * LOW_CHUNK + j] = (double)row[k] - points->centre[k];
+            s->column[k * LOW_FEW_CHUNK + j] = (double)VALUE(row[k]) - points->centre[k];
         s->own[j] = job->pointwise ? points->data.variance[filler ? stop - 1 : start + j] : 0.0;
         s->log_mass[j] = filler ? FF_LEFT_OUT : log_mass(points, start + j);
     }

@@ -1,5 +1,5 @@
 /* What every kernel does with points of one storage type, in float64: load mu', and the exact logit of one pair.
-   Included once for each storage type, with FF_S its token (f32, f64). */
+   Included once for each storage type, with FF_S its token. */
 
 #define LOAD_F64 FF_PASTE3(f64, load, FF_S)
 
@@ -35,7 +35,7 @@ static inline double NAME_S(distance_part)(const ff_points *points, const double
             sum[0] = f64_fma(r, r, sum[0]);
         }
         for (; k < to; k++) {
-            const double r = e[k] - c->beta * ((double)row[k] - centre[k]);
+            const double r = e[k] - c->beta * ((double)VALUE(row[k]) - centre[k]);
             total += r * r;
         }
     } else {
@@ -44,7 +44,7 @@ static inline double NAME_S(distance_part)(const ff_points *points, const double
             sum[0] = f64_fma(b, f64_sub(b, f64_add(ek, ek)), sum[0]);
         }
         for (; k < to; k++) {
-            const double b = c->beta * ((double)row[k] - centre[k]);
+            const double b = c->beta * ((double)VALUE(row[k]) - centre[k]);
             total += b * (b - 2.0 * e[k]);
         }
     }
@@ -70,7 +70,7 @@ static inline void NAME_S(accumulate4)(const ff_points *points, const int64_t *j
         f64_store(sum + k, s);
     }
     for (; k < to; k++)
-        for (int i = 0; i < 4; i++) sum[k] += weight[i] * ((double)row[i][k] - centre[k]);
+        for (int i = 0; i < 4; i++) sum[k] += weight[i] * ((double)VALUE(row[i][k]) - centre[k]);
 }
 
 /* sum[k] += sum_i weight[i] mu'_k(j[i]) for any number of points; j and weight have room for a multiple of four. */
@@ -86,7 +86,7 @@ static void NAME_S(squares)(const ff_points *points, int64_t start, int64_t stop
         const FF_STORED *row = NAME_S(row)(points, j);
         double sum = 0.0;
         for (int64_t k = 0; k < points->size; k++) {
-            double offset = (double)row[k] - points->centre[k];
+            double offset = (double)VALUE(row[k]) - points->centre[k];
             sum += offset * offset;
         }
         squares[j - start] = sum;

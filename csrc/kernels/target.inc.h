@@ -10,36 +10,34 @@
 #undef FF_T
 
 #define FF_S f32
-#include "storage.inc.h"
-#include "low.inc.h"
-#include "low_few.inc.h"
-#include "general.inc.h"
-#define FF_T f32
-#include "pair.inc.h"
-#undef FF_T
-#define FF_T f64
-#include "pair.inc.h"
-#undef FF_T
+#include "storages.inc.h"
 #undef FF_S
-
 #define FF_S f64
-#include "storage.inc.h"
-#include "low.inc.h"
-#include "low_few.inc.h"
-#include "general.inc.h"
-#define FF_T f64
-#include "pair.inc.h"
-#undef FF_T
+#define FF_WIDE /* never computed in float32 */
+#include "storages.inc.h"
+#undef FF_WIDE
+#undef FF_S
+#define FF_S f16
+#include "storages.inc.h"
+#undef FF_S
+#define FF_S bf16
+#include "storages.inc.h"
+#undef FF_S
+#define FF_S u8
+#include "storages.inc.h"
+#undef FF_S
+#define FF_S i8
+#include "storages.inc.h"
 #undef FF_S
 
 /* clang-format off */
 #define OF(operation, types) FF_PASTE3(operation, types, FF_ISA)
 #define LOW(s) {FF_LOW_LANES, LOW_BLOCK, low_chunk, sum_values, low_packed_bytes, low_scratch_bytes, NULL, \
                 OF(low_begin, s), low_compute, low_merge, NULL}
-#define LOW_FEW(s) {1, FEW_QUERIES, low_chunk, sum_values, low_packed_bytes, low_few_scratch_bytes, NULL, \
+#define LOW_FEW(s) {1, FEW_QUERIES, low_few_chunk, sum_values, low_packed_bytes, low_few_scratch_bytes, NULL, \
                     OF(low_few_begin, s), low_few_compute, low_few_merge, NULL}
-#define FEW(st) {1, FEW_QUERIES, few_chunk, sum_values, few_packed_bytes, few_scratch_bytes, NULL, NULL, \
-                 OF(few_compute, st), few_merge, NULL}
+#define FEW(s, t) {1, FEW_QUERIES, few_chunk, sum_values, few_packed_bytes, few_scratch_bytes, NULL, NULL, \
+                 OF(few_compute, s##_##t), few_merge, NULL}
 #define BATCH(s, t) {OF(LANES, t), BATCH_PANELS * OF(LANES, t), batch_chunk, sum_values, \
                      OF(batch_packed_bytes, s##_##t), OF(batch_scratch_bytes, s##_##t), OF(batch_pack, s##_##t), \
                      OF(batch_begin, s##_##t), OF(batch_compute, s##_##t), OF(batch_merge, s##_##t), NULL}
@@ -51,12 +49,22 @@
 
 const ff_target FF_PASTE(ff_target_, FF_ISA) = {
     .name = STRING(FF_ISA),
-    .low = {LOW(f32), LOW(f64)},
-    .low_few = {LOW_FEW(f32), LOW_FEW(f64)},
-    .few = {{FEW(f32_f32), FEW(f32_f64)}, {{0}, FEW(f64_f64)}},
-    .batch = {{BATCH(f32, f32), BATCH(f32, f64)}, {{0}, BATCH(f64, f64)}},
-    .general = {GENERAL(f32), GENERAL(f64)},
-    .logits = {OF(logits, f32), OF(logits, f64)},
-    .general_logits = {OF(general_logits, f32), OF(general_logits, f64)},
-    .squares = {OF(squares, f32), OF(squares, f64)},
+#define EVERY_STORAGE(row) \
+    {[FF_FLOAT32] = row(f32), [FF_FLOAT64] = row(f64), [FF_FLOAT16] = row(f16), [FF_BFLOAT16] = row(bf16), \
+     [FF_UINT8] = row(u8), [FF_INT8] = row(i8)}
+    .low = EVERY_STORAGE(LOW),
+    .low_few = EVERY_STORAGE(LOW_FEW),
+#define PAIRS(kernel) \
+    {[FF_FLOAT32] = {kernel(f32, f32), kernel(f32, f64)}, [FF_FLOAT64] = {{0}, kernel(f64, f64)}, \
+     [FF_FLOAT16] = {kernel(f16, f32), kernel(f16, f64)}, [FF_BFLOAT16] = {kernel(bf16, f32), kernel(bf16, f64)}, \
+     [FF_UINT8] = {kernel(u8, f32), kernel(u8, f64)}, [FF_INT8] = {kernel(i8, f32), kernel(i8, f64)}}
+    .few = PAIRS(FEW),
+    .batch = PAIRS(BATCH),
+    .general = EVERY_STORAGE(GENERAL),
+#define LOGITS(s) OF(logits, s)
+    .logits = EVERY_STORAGE(LOGITS),
+#define GENERAL_LOGITS(s) OF(general_logits, s)
+    .general_logits = EVERY_STORAGE(GENERAL_LOGITS),
+#define SQUARES(s) OF(squares, s)
+    .squares = EVERY_STORAGE(SQUARES),
 };

@@ -29,6 +29,7 @@ typedef __m256d f64v;
 
 FF_AVX2_OPS(f32, ps, float, __m256)
 FF_AVX2_OPS(f64, pd, double, __m256d)
+static inline f32v f32_sqrt(f32v v) { return _mm256_sqrt_ps(v); }
 #undef FF_AVX2_OPS
 
 /* 2^n from the low bits of the biased integer that a sum with a large constant leaves behind */
@@ -46,6 +47,12 @@ static inline f64v f64_mantissa(f64v x, f64v *exponent) {
     *exponent = f64_sub(_mm256_castsi256_pd(_mm256_or_si256(n, large)), f64_set1(0x1p52 + 1023.0));
     return _mm256_castsi256_pd(_mm256_sub_epi64(bits, _mm256_slli_epi64(_mm256_sub_epi64(n, _mm256_set1_epi64x(1023)), 52)));
 }
+static inline f32v f32_mantissa(f32v x, f32v *exponent) {
+    const __m256i bits = _mm256_castps_si256(x), low = _mm256_castps_si256(f32_set1(0.75f));
+    const __m256i n = _mm256_srai_epi32(_mm256_sub_epi32(bits, low), 23);
+    *exponent = _mm256_cvtepi32_ps(n);
+    return _mm256_castsi256_ps(_mm256_sub_epi32(bits, _mm256_slli_epi32(n, 23)));
+}
 static inline double f64_sum(f64v v) {
     __m128d pair = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));
     return _mm_cvtsd_f64(_mm_add_sd(pair, _mm_unpackhi_pd(pair, pair)));
@@ -56,8 +63,27 @@ static inline f32v f32_from_f64(f64v low, f64v high) {
 }
 static inline f64v f64_from_low(f32v v) { return _mm256_cvtps_pd(_mm256_castps256_ps128(v)); }
 static inline f64v f64_from_high(f32v v) { return _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1)); }
-static inline f64v f64_load_f32(const float *p) { return _mm256_cvtps_pd(_mm_loadu_ps(p)); }
 #define f64_load_f64 f64_load
 #define f32_load_f32 f32_load
+static inline f64v f64_load_f32(const float *p) { return _mm256_cvtps_pd(_mm_loadu_ps(p)); }
+
+/* Narrow storage types: whole vectors of float32, and halves of them that become float64. */
+static inline f32v f32_load_f16(const ff_f16 *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+static inline f64v f64_load_f16(const ff_f16 *p) { return _mm256_cvtps_pd(_mm_cvtph_ps(_mm_loadl_epi64((const __m128i *)p))); }
+static inline f32v f32_load_bf16(const ff_bf16 *p) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16));
+}
+static inline f64v f64_load_bf16(const ff_bf16 *p) {
+    const __m128i bits = _mm_slli_epi32(_mm_cvtepu16_epi32(_mm_loadl_epi64((const __m128i *)p)), 16);
+    return _mm256_cvtps_pd(_mm_castsi128_ps(bits));
+}
+static inline f32v f32_load_u8(const ff_u8 *p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+}
+static inline f32v f32_load_i8(const ff_i8 *p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+}
+static inline f64v f64_load_u8(const ff_u8 *p) { return _mm256_cvtepi32_pd(_mm_cvtepu8_epi32(_mm_loadu_si32(p))); }
+static inline f64v f64_load_i8(const ff_i8 *p) { return _mm256_cvtepi32_pd(_mm_cvtepi8_epi32(_mm_loadu_si32(p))); }
 
 #endif

@@ -27,6 +27,7 @@ typedef __m512d f64v;
 
 FF_AVX512_OPS(f32, ps, float, __m512)
 FF_AVX512_OPS(f64, pd, double, __m512d)
+static inline f32v f32_sqrt(f32v v) { return _mm512_sqrt_ps(v); }
 #undef FF_AVX512_OPS
 
 /* 2^n from the low bits of the biased integer that a sum with a large constant leaves behind */
@@ -44,6 +45,12 @@ static inline f64v f64_mantissa(f64v x, f64v *exponent) {
     *exponent = f64_sub(_mm512_castsi512_pd(_mm512_or_si512(n, large)), f64_set1(0x1p52 + 1023.0));
     return _mm512_castsi512_pd(_mm512_sub_epi64(bits, _mm512_slli_epi64(_mm512_sub_epi64(n, _mm512_set1_epi64(1023)), 52)));
 }
+static inline f32v f32_mantissa(f32v x, f32v *exponent) {
+    const __m512i bits = _mm512_castps_si512(x), low = _mm512_castps_si512(f32_set1(0.75f));
+    const __m512i n = _mm512_srai_epi32(_mm512_sub_epi32(bits, low), 23);
+    *exponent = _mm512_cvtepi32_ps(n);
+    return _mm512_castsi512_ps(_mm512_sub_epi32(bits, _mm512_slli_epi32(n, 23)));
+}
 static inline double f64_sum(f64v v) { return _mm512_reduce_add_pd(v); }
 
 static inline f32v f32_from_f64(f64v low, f64v high) {
@@ -51,8 +58,33 @@ static inline f32v f32_from_f64(f64v low, f64v high) {
 }
 static inline f64v f64_from_low(f32v v) { return _mm512_cvtps_pd(_mm512_castps512_ps256(v)); }
 static inline f64v f64_from_high(f32v v) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1)); }
-static inline f64v f64_load_f32(const float *p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
 #define f64_load_f64 f64_load
 #define f32_load_f32 f32_load
+static inline f64v f64_load_f32(const float *p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
+
+/* Narrow storage types: whole vectors of float32, and halves of them that become float64. */
+static inline f32v f32_load_f16(const ff_f16 *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+static inline f64v f64_load_f16(const ff_f16 *p) {
+    return _mm512_cvtps_pd(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)));
+}
+static inline f32v f32_load_bf16(const ff_bf16 *p) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
+}
+static inline f64v f64_load_bf16(const ff_bf16 *p) {
+    const __m256i bits = _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16);
+    return _mm512_cvtps_pd(_mm256_castsi256_ps(bits));
+}
+static inline f32v f32_load_u8(const ff_u8 *p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)));
+}
+static inline f32v f32_load_i8(const ff_i8 *p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+}
+static inline f64v f64_load_u8(const ff_u8 *p) {
+    return _mm512_cvtepi32_pd(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+}
+static inline f64v f64_load_i8(const ff_i8 *p) {
+    return _mm512_cvtepi32_pd(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+}
 
 #endif

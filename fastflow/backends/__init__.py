@@ -11,11 +11,11 @@ import importlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from .._arrays import shown
+from .._arrays import Stored, compute_dtype, scaled, shown
 from ..moments import Moments
 
 # More would not help anywhere; the pools of the backends take no more (csrc/ff_threads.c).
@@ -23,19 +23,21 @@ MAX_THREADS = 1024
 
 
 class Points(NamedTuple):
-    """A validated data set, as a backend takes it. The points are the rows `index` of `data`, or all of them.
+    """A validated data set, as a backend takes it. The points are `scale` times the rows `index` of `data` (or all of
+    them) plus `offset`.
 
     Where points or directions differ in variance, `variance` and `rotation` say how: `Q_j diag(variance_j) Q_j^T` is
     the covariance of point j.
 
     Attributes:
-        data: (M, D) float32 or float64, C-contiguous; read only, may be a memory map.
+        data: (M, D) of a dtype in `_arrays.STORED`, C-contiguous; read only, may be a memory map.
         log_mass: (N,) float64, `log C_j` with `LOG_ZERO` for zero, or None for `C_j = 1/N`.
         source_mean: (D,) float64 `m_i`, or None for zero.
         index: (N,) int64, increasing: which rows of `data` are points; or None for all.
         variance: None where all share one variance, which then comes with the coefficients; (N,) float64, one for
             each point; (1, D), one for each direction; (N, D) with `rotation`.
         rotation: (N, D, D) float64, the orthogonal `Q_j`, or None for the identity.
+        scale, offset: numbers; scale is not zero.
     """
 
     data: np.ndarray
@@ -44,6 +46,21 @@ class Points(NamedTuple):
     index: np.ndarray | None = None
     variance: np.ndarray | None = None
     rotation: np.ndarray | None = None
+    scale: float = 1.0
+    offset: float = 0.0
+
+    def rows(self, which: Any) -> np.ndarray:
+        """Points by their positions (a slice, indices or a mask), in float64."""
+        index = self.index
+        stored = self.data[which if index is None else index[which]].astype(np.float64)
+        return stored if self.scale == 1.0 and self.offset == 0.0 else stored * self.scale + self.offset
+
+    def converted(self) -> Points:
+        """The same with the points themselves in memory, as float32 or float64, for a backend that reads no other."""
+        if self.data.dtype in (np.float32, np.float64) and self.scale == 1.0 and self.offset == 0.0:
+            return self
+        data = scaled(Stored(self.data, self.scale, self.offset), compute_dtype(self.data.dtype))
+        return self._replace(data=data, scale=1.0, offset=0.0)
 
     @property
     def count(self) -> int:

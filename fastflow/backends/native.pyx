@@ -4,11 +4,13 @@
 from dataclasses import replace
 
 from cpython.ref cimport PyObject
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uintptr_t
 from libc.string cimport memset
 
 cimport cython
 cimport numpy as cnp
+
+from fastflow.ff cimport *
 
 import numpy as np
 
@@ -17,66 +19,6 @@ from . import Backend, usable_cores
 
 cnp.import_array()
 
-
-cdef extern from "ff.h" nogil:
-    ctypedef enum ff_dtype:
-        FF_FLOAT32
-        FF_FLOAT64
-    ctypedef struct ff_points:
-        pass
-    ctypedef struct ff_data:
-        const void *data
-        ff_dtype dtype
-        int64_t count
-        int64_t size
-        const int64_t *index
-        const double *log_mass
-        const double *source_mean
-        const double *variance
-        int64_t variance_rows
-        int64_t variance_columns
-        const double *rotation
-    ctypedef struct ff_queries:
-        const void *x
-        ff_dtype dtype
-        int64_t count
-        const double *alpha
-        const double *beta
-        const double *variance
-        const double *slope
-        const double *gain_constant
-        const double *gain_slope
-        int64_t stride
-        const int64_t *exclude
-        const void *direction
-        const double *residual_factor
-        const double *gained_factor
-        const double *mean_factor
-    ctypedef struct ff_moments:
-        double *log_total
-        void *mean
-        void *residual
-        double *entropy
-        double *collision
-        double *gain
-        void *gained
-        double *trace
-        double *cross
-        double *gained_trace
-        double *tilt
-        void *mean_product
-        void *gained_product
-        void *gain_product
-    const char *ff_status_text(int status)
-    const char *ff_isa_name(int isa)
-    int ff_isa_runs(int isa)
-    int ff_small_batch()
-    int ff_points_create(ff_points **points, const ff_data *data, int isa, int num_threads)
-    void ff_points_destroy(ff_points *points)
-    int ff_points_moments(const ff_points *points, const ff_queries *queries, const ff_moments *result,
-                          int num_threads)
-    int ff_points_logits(const ff_points *points, const ff_queries *queries, int64_t start, int64_t stop,
-                         double *logits, int num_threads)
 
 cdef extern from *:
     """
@@ -108,6 +50,8 @@ def built_isas():
 
 
 def load():
+    if ff_abi_version() != FF_ABI_VERSION:  # another copy of the library was loaded into this process before
+        raise ImportError(f"the C library has ABI version {ff_abi_version()}; accepted is {FF_ABI_VERSION}")
     isas = tuple(name for name, runs in built_isas().items() if runs)
     return Backend(
         prepare=Native,
@@ -117,7 +61,18 @@ def load():
     )
 
 
+_STORED = {
+    "float32": FF_FLOAT32,
+    "float64": FF_FLOAT64,
+    "float16": FF_FLOAT16,
+    "bfloat16": FF_BFLOAT16,
+    "uint8": FF_UINT8,
+    "int8": FF_INT8,
+}
+
+
 cdef ff_dtype _dtype(cnp.ndarray array):
+    """Of queries."""
     return FF_FLOAT32 if cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT32 else FF_FLOAT64
 
 
@@ -141,7 +96,8 @@ cdef class Native:
         self.count, self.size = points.count, points.data.shape[1]
         cdef ff_data data
         data.data = _pointer(points.data)
-        data.dtype = _dtype(points.data)
+        data.dtype = _STORED[points.data.dtype.name]
+        data.scale, data.offset = points.scale, points.offset
         data.count, data.size = self.count, self.size
         data.index = <int64_t *>_pointer(points.index)
         data.log_mass = <double *>_pointer(points.log_mass)
@@ -162,6 +118,11 @@ cdef class Native:
 
     def __dealloc__(self):
         ff_points_destroy(self.points)
+
+    @property
+    def address(self):
+        """Where the handle is, for callers in other languages; valid while this object lives."""
+        return <uintptr_t>self.points
 
     cdef ff_queries _queries(self, cnp.ndarray x, cnp.ndarray coefficients):
         cdef ff_queries queries

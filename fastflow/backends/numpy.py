@@ -76,8 +76,7 @@ class Reference:
 
     def _rows(self, part: slice) -> np.ndarray:
         """Points of a range, in float64."""
-        index = self.points.index
-        return self.points.data[part if index is None else index[part]].astype(np.float64)
+        return self.points.rows(part)
 
     def moments(self, x: np.ndarray, coefficients: np.ndarray, want: Want) -> Moments:
         count = len(x)

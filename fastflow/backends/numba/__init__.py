@@ -83,6 +83,7 @@ class Compiled:
     """A data set in the hands of the compiled kernels (see `Prepared`)."""
 
     def __init__(self, points: Points, num_threads: int | None):
+        points = points.converted()
         data = self.points = read_only(points.data)
         self.index = read_only(np.empty(0, np.int64) if points.index is None else points.index)
         self.count, self.size = points.count, data.shape[1]
