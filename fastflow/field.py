@@ -166,6 +166,22 @@ class VelocityField:
         """
         return mixtures.from_mixture(cls, gmm, **options)
 
+    def with_schedule(self, schedule: str | Schedule) -> VelocityField:
+        """The field of the same source and data along another schedule. Both share the data, also as prepared.
+
+        Args:
+            schedule: name or `Schedule`; see `fastflow.schedules`.
+
+        Returns:
+            The field; this one does not change.
+
+        Raises:
+            TypeError, ValueError: schedule is neither a `Schedule` nor the name of one.
+        """
+        new = object.__new__(type(self))
+        new.__dict__.update(self.__dict__, schedule=schedules.get(schedule))
+        return new
+
     def __getstate__(self) -> dict[str, Any]:
         state = {name: value for name, value in self.__dict__.items() if name not in _PREPARED}
         parts, choice = self._parts, self._choice
@@ -193,6 +209,20 @@ class VelocityField:
     def isa(self) -> str | None:
         """Instruction set in use, or None where the backend has no choice of one."""
         return self._choice.isa
+
+    @property
+    def source(self) -> Source:
+        """Mean and variance of the source, `Source(mean, variance)`, in the caller's coordinates."""
+        mean, variance, frame = self._model.source_mean, self._model.source_variance, self._model.frame
+        if frame is not None:
+            mean = None if mean is None else frame.leave(mean, "vector")
+            variance = None if frame.scale is None else variance * frame.scale
+        return Source(np.zeros(self.event_shape) if mean is None else mean.reshape(self.event_shape).copy(), variance)
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """The different labels of the points in increasing order; empty without labels."""
+        return self._parts.known
 
     def __repr__(self) -> str:
         isa = f" ({self.isa})" if self.isa else ""
@@ -999,6 +1029,18 @@ def _names(quantities: Any) -> tuple[str, ...]:
         if not isinstance(name, str):
             raise TypeError(f"quantities holds {_arrays.shown(name)}; {accepted}")
     return names
+
+
+class Source(NamedTuple):
+    """The source distribution of a field.
+
+    Attributes:
+        mean: `m_i`, event-shaped float64, a copy.
+        variance: `s_i`, or None where a `source_covariance` makes it differ by direction.
+    """
+
+    mean: np.ndarray
+    variance: float | None
 
 
 class Queries(NamedTuple):
