@@ -14,7 +14,9 @@ queries, so batching joins axes into one call, and both are linear or refused in
 from __future__ import annotations
 
 import operator
+import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -104,10 +106,11 @@ class VelocityFunction:
         # Guided derivatives are sums too, which a field's own guided pass does not give.
         labels = (label,) if guidance == 0.0 else (label, None)
         self._factors = (1.0 + guidance, -guidance)
-        self._calls = tuple(_Call(field, name, route) for name in labels)
-        reasons = [call.reason for call in self._calls if call.number is None]
-        self.route = "callback" if reasons else "ffi"
-        self.route_reason = reasons[0] if reasons else self._calls[0].reason
+        routed = [_routed(field, name, route) for name in labels]
+        self._calls = tuple(call for call, _ in routed)
+        by_callback = [reason for call, reason in routed if call.number is None]
+        self.route = "callback" if by_callback else "ffi"
+        self.route_reason = by_callback[0] if by_callback else routed[0][1]
         self._compiled = jax.jit(self._velocity)
 
     def __repr__(self) -> str:
@@ -168,19 +171,26 @@ def _real(name: str, value: Any) -> jax.Array:
     return array
 
 
+@dataclass(frozen=True)
 class _Call:
-    """A field and a label, as the primitives hold them: by number for the handlers, or for a callback."""
+    """A field and a label, as the primitives hold them: by number for the handlers, or for a callback.
 
-    def __init__(self, field: VelocityField, label: int | None, route: str):
-        self.field, self.label = field, label
-        self.number: int | None = None
-        found = "asked for by route='callback'" if route == "callback" else xla.publish(field, label)
-        if isinstance(found, int):
-            self.number, found = found, "XLA calls the native backend on the CPU"
-            _register()
-        elif route == "ffi":
-            raise ValueError(f"route='ffi' cannot serve this field: {found}; accepted is 'auto' or 'callback'")
-        self.reason = found
+    JAX remembers the parameters of primitives for longer than what they were traced for, so the field is held weakly.
+    `VelocityFunction` holds it, and what is compiled.
+    """
+
+    reference: weakref.ReferenceType[VelocityField]
+    label: int | None
+    number: int | None
+
+    @property
+    def field(self) -> VelocityField:
+        field = self.reference()
+        if field is None:
+            raise RuntimeError(
+                "the field of this function is gone; keep it, or what velocity_fn returned, outside of what is compiled"
+            )
+        return field
 
     def velocity(self, x: Any, t: Any) -> np.ndarray:
         """On the host: (B, D), (B,) or (1,) -> (B, D)."""
@@ -195,6 +205,17 @@ class _Call:
         shape = (len(x), *self.field.event_shape)
         directions = [np.asarray(array).reshape(shape) for array in u]
         return method(x.reshape(shape), np.asarray(t), *directions, label=self.label).reshape(x.shape)
+
+
+def _routed(field: VelocityField, label: int | None, route: str) -> tuple[_Call, str]:
+    """The call of a field by a route, and why that one."""
+    found = "asked for by route='callback'" if route == "callback" else xla.publish(field, label)
+    if isinstance(found, int):
+        _register()
+        return _Call(weakref.ref(field), label, found), "XLA calls the native backend on the CPU"
+    if route == "ffi":
+        raise ValueError(f"route='ffi' cannot serve this field: {found}; accepted is 'auto' or 'callback'")
+    return _Call(weakref.ref(field), label, None), found
 
 
 def _register() -> None:
@@ -226,16 +247,20 @@ def _product_on_host(x: Any, t: Any, u: Any, *, call: _Call, transposed: bool) -
 def _lower(primitive: Primitive, on_host: Callable[..., np.ndarray]) -> None:
     """How a primitive is computed: the one place where the route is taken."""
 
-    def by_callback(x: Any, *others: Any, **params: Any) -> jax.Array:
-        result = jax.ShapeDtypeStruct(x.shape, x.dtype)
-        return jax.pure_callback(lambda *arrays: on_host(*arrays, **params), result, x, *others)
+    def by_callback(x: Any, *others: Any, call: _Call, **params: Any) -> jax.Array:
+        result, kept = jax.ShapeDtypeStruct(x.shape, x.dtype), call.field
+
+        def callback(*arrays: Any, kept: VelocityField = kept) -> np.ndarray:
+            return on_host(*arrays, call=call, **params)
+
+        return jax.pure_callback(callback, result, x, *others)
 
     callback = mlir.lower_fun(by_callback, multiple_results=False)
 
     def on_cpu(ctx: Any, *operands: Any, call: _Call, **params: Any) -> Any:
         if call.number is None:
             return callback(ctx, *operands, call=call, **params)
-        ctx.module_context.add_keepalive(call)  # what is compiled keeps the field
+        ctx.module_context.add_keepalive(call.field)  # what is compiled keeps the field
         # The Jacobian of a field that the handlers serve is symmetric: `transposed` makes no difference.
         return jax.ffi.ffi_lowering(primitive.name)(ctx, *operands, field=np.int64(call.number))
 
