@@ -61,15 +61,33 @@ def velocity_fn(
 
 
 def ode_function(
-    field: VelocityField, *, label: int | None = None, guidance: float = 0.0, route: str = "auto"
+    field: VelocityField,
+    *,
+    t_span: tuple[float, float] = (0.0, 1.0),
+    label: int | None = None,
+    guidance: float = 0.0,
+    route: str = "auto",
 ) -> Callable[..., jax.Array]:
-    """The right-hand side `fun(t, x, args=None)` of `dx/dt = v(x, t)` in the order that ODE solvers take arguments in.
+    """The right-hand side `fun(t, x, args=None)` of `dx/dt = v(x, t)`, as diffrax takes it.
 
-    For example `diffrax.ODETerm(ode_function(field))`, or with `jax.experimental.ode.odeint` the arguments turned
-    round. Arguments as for `velocity_fn`. Times are clamped to [0, 1], past which the stages of a solver step by
-    rounding; no derivative is taken through them. `args` is not read.
+    For example `diffrax.ODETerm(ode_function(field))`. Solvers of all kinds may be differentiated in the starting
+    points, forward and in reverse. Times are clamped to [0, 1], past which the stages of a solver step by rounding, and
+    no derivative is taken through them. Without variance the velocity at t = 1 is not what the flow tends to there, and
+    has no derivative in x: adaptive solvers take small steps beside it and arrive, others should end before, and so
+    should what is differentiated.
+
+    Args:
+        field, label, guidance, route: as for `velocity_fn`.
+        t_span: the interval that the solver will be given, for the checks that a solver does not make: two different
+            times in [0, 1], in either direction, the first of them with a flow out of it.
+
+    Raises:
+        TypeError, ValueError: an argument that is not accepted; among them a start at t = 1 of a field without
+            variance, where the distribution is a set of points and no flow out of it is defined.
     """
     velocity = velocity_fn(field, label=label, guidance=guidance, route=route)
+    # A sampler without points makes the checks of the interval.
+    field.sample(np.empty((0, *field.event_shape)), steps=1, t_span=t_span)
 
     def fun(t: Any, x: Any, args: Any = None) -> jax.Array:
         return velocity(x, jax.lax.stop_gradient(jnp.clip(t, 0.0, 1.0)))
