@@ -70,16 +70,13 @@ class _Tape:
 
     def functions(self) -> _Functions:
         """Elementary functions of values."""
-        one = {
-            name: lambda a, name=name: self.apply(name, a, a) for name in ("sqrt", "sin", "exp", "expm1", "log")
-        }
+        one = {name: lambda a, name=name: self.apply(name, a, a) for name in ("sqrt", "sin", "exp", "expm1", "log")}
         two = {name: lambda a, b, name=name: self.apply(name, a, b) for name in ("pow", "divide")}
         return _Functions(**one, **two)
 
     def program(self, outputs: list[_Value]) -> Program:
         """Values by their numbers, now that all constants are known."""
         first = {"t": 0, "s": 1, "constant": 2, "step": 2 + len(self.constants)}
-        number = {}
 
         def numbered(value: _Value) -> int:
             return first[value.kind] + value.index
