@@ -359,10 +359,11 @@ static int number_of(const ff_xla_attributes *attributes, int64_t *number, failu
 static ff_xla_error *handle(ff_xla_call *call, int64_t arguments) {
     const ff_xla_extension *asked = call->extensions;
     if (asked && asked->type == FF_XLA_EXTENSION_METADATA) {
-        /* What is used here is the part that has been the same in every version, so that of the caller will do. */
+        /* What is used here is the part that has been the same in every version, so that of the caller will do. The
+           callers that do not tell theirs, at this point, are of version 0.1. */
         ff_xla_metadata *metadata = ((const ff_xla_metadata_extension *)asked)->metadata;
-        metadata->version.major = call->api->version.major;
-        metadata->version.minor = call->api->version.minor;
+        metadata->version.major = call->api ? call->api->version.major : 0;
+        metadata->version.minor = call->api ? call->api->version.minor : 1;
         metadata->traits = 0;
         return NULL;
     }

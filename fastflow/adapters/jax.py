@@ -2,8 +2,8 @@
 
 On the CPU a native field whose points share one variance is evaluated by a handler in C that XLA calls directly,
 without Python and without the GIL. Others, and other platforms, take `jax.pure_callback`, by which XLA comes back to
-Python and the GIL: the same numbers, some 0.1 ms dearer a call. `VelocityFunction.route` tells which it is, and
-`route_reason` why.
+Python and the GIL: the same numbers, but a call costs some tenths of a millisecond more, and threads take turns.
+`VelocityFunction.route` tells which it is, and `route_reason` why.
 
 The function is two primitives, the velocity and the product of its Jacobian with a direction. Both work on a matrix of
 queries, so batching joins axes into one call, and both are linear or refused in what they are differentiated by:
@@ -164,7 +164,7 @@ class VelocityFunction:
         if t.size != 1 and t.shape not in ((count,), (count, 1)):
             raise ValueError(f"t has shape {t.shape}; accepted is a scalar, ({count},) or ({count}, 1)")
         if not isinstance(t, jax.core.Tracer):
-            _arrays.query_times(t, (t.size,) if t.ndim else ())
+            _arrays.query_times(np.asarray(t), (t.size,) if t.ndim else ())
         return self._compiled(x, t)
 
     def _velocity(self, x: jax.Array, t: jax.Array) -> jax.Array:
