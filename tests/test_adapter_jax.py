@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import gc
+import importlib
 import multiprocessing
 import subprocess
+import sys
 import sysconfig
 import threading
 import warnings
@@ -17,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import _require
+from conftest import _require, quick_backend
 
 import fastflow as ff
 from fastflow.adapters.jax import ode_function, velocity_fn
@@ -54,6 +56,13 @@ def made(route, data=DATA, **options):
     function = velocity_fn(field, route=route)
     assert function.route == route
     return field, function
+
+
+def test_without_jax(monkeypatch):
+    monkeypatch.delitem(sys.modules, "fastflow.adapters.jax")
+    monkeypatch.setitem(sys.modules, "jax", None)
+    with pytest.raises(ImportError, match=r'jax is not installed; get it with: pip install "fastflow\[jax\]"'):
+        importlib.import_module("fastflow.adapters.jax")
 
 
 # Which route ----------------------------------------------------------------------------------------------------
@@ -212,8 +221,8 @@ def test_whole_jacobians(route):
 
 def test_anisotropic_source_transposes():
     """The one Jacobian that is not symmetric."""
-    field = ff.VelocityField(DATA, variance=0.01, source_covariance=np.diag(np.arange(1.0, 7.0)))
-    function = velocity_fn(field)
+    options = {"variance": 0.01, "source_covariance": np.diag(np.arange(1.0, 7.0))}
+    function = velocity_fn(ff.VelocityField(DATA, backend="numpy", **options))
     forward, reverse = (j(lambda x: function(x, 0.4))(X[0]).reshape(6, 6) for j in (jax.jacfwd, jax.jacrev))
     np.testing.assert_allclose(forward, reverse, rtol=1e-9, atol=1e-9)
     assert np.abs(forward - forward.T).max() > 1e-3
@@ -258,7 +267,7 @@ def test_loops_and_checkpoints(route):
 )
 def test_refused_before_anything_runs(x, t, error, message):
     with pytest.raises(error, match=message):
-        velocity_fn(ff.VelocityField(DATA))(x, t)
+        velocity_fn(ff.VelocityField(DATA, backend=quick_backend()))(x, t)
 
 
 @pytest.mark.parametrize(
@@ -291,7 +300,7 @@ def test_derivatives_that_are_refused(route):
 )
 def test_bad_options(options, error, message):
     with pytest.raises(error, match=message):
-        velocity_fn(ff.VelocityField(DATA, labels=LABELS), **options)
+        velocity_fn(ff.VelocityField(DATA, backend=quick_backend(), labels=LABELS), **options)
 
 
 def test_field_is_required():
@@ -431,7 +440,7 @@ def solved(fun, x, solver, step, controller=None, t_span=(0.0, 1.0), adjoint=Non
 )
 def test_diffrax(solver, step, controller, adjoint, sampler, tolerances):
     """The points are those of the field's sampler, the gradient in the start is that of differences."""
-    field = ff.VelocityField(DATA, variance=0.05)
+    field = ff.VelocityField(DATA, backend=quick_backend(), variance=0.05)
     fun = ode_function(field)
 
     @jax.jit
@@ -447,14 +456,14 @@ def test_diffrax(solver, step, controller, adjoint, sampler, tolerances):
 
 
 def test_diffrax_back_in_time():
-    field = ff.VelocityField(DATA, variance=0.05)
+    field = ff.VelocityField(DATA, backend=quick_backend(), variance=0.05)
     fun = ode_function(field, t_span=(1, 0))
     found = solved(fun, jnp.asarray(X), diffrax.Dopri5(), None, ADAPTIVE, (1.0, 0.0), diffrax.DirectAdjoint())
     np.testing.assert_allclose(found, field.sample(X, t_span=(1, 0), **EXACT), rtol=0, atol=1e-5)
 
 
 def test_solver_times():
-    field = ff.VelocityField(DATA)
+    field = ff.VelocityField(DATA, backend=quick_backend())
     fun = ode_function(field)
     np.testing.assert_array_equal(fun(1.0 + 1e-9, X), fun(1.0, X))
     with pytest.raises(ValueError, match="cannot start from or pass through t = 1"):

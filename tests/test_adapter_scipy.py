@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from conftest import quick_backend
 from scipy.integrate import solve_ivp
 
 import fastflow as ff
@@ -12,6 +13,10 @@ from fastflow.adapters.scipy import ode_function
 RNG = np.random.default_rng(0)
 DATA, X0 = RNG.normal(size=(50, 2, 3)), RNG.normal(size=(6, 2, 3))
 LABELS = np.arange(50) % 3
+
+
+def made(data=DATA, **options):
+    return ff.VelocityField(data, backend=quick_backend(), **options)
 
 
 def exact(field, **options):
@@ -28,18 +33,18 @@ def solved(field, method, t_span=(0, 1), vectorized=False, **options):
 @pytest.mark.parametrize("schedule", ff.schedules.names())
 @pytest.mark.parametrize("method", ["RK45", "LSODA"])
 def test_as_the_sampler(schedule, method):
-    field = ff.VelocityField(DATA, variance=0.01, schedule=schedule)
+    field = made(variance=0.01, schedule=schedule)
     np.testing.assert_allclose(solved(field, method), exact(field), rtol=0, atol=1e-4)
 
 
 def test_back_in_time():
-    field = ff.VelocityField(DATA, variance=0.01)
+    field = made(variance=0.01)
     t_span = (1.0, 0.0)
     np.testing.assert_allclose(solved(field, "RK45", t_span), exact(field, t_span=t_span), rtol=0, atol=1e-5)
 
 
 def test_arrives_on_points_without_variance():
-    found = solved(ff.VelocityField(DATA), "RK45")
+    found = solved(made(), "RK45")
     distance = np.linalg.norm((found[:, None] - DATA).reshape(len(X0), len(DATA), -1), axis=-1).min(axis=1)
     assert np.all(distance < 1e-5)
 
@@ -47,7 +52,7 @@ def test_arrives_on_points_without_variance():
 @pytest.mark.parametrize("label", [1, np.arange(6) % 3], ids=["one class", "a class for each"])
 def test_classes_and_columns(label):
     """Radau asks for columns of states, to take the Jacobian by differences."""
-    field = ff.VelocityField(DATA, variance=0.01, labels=LABELS)
+    field = made(variance=0.01, labels=LABELS)
     found = solved(field, "Radau", vectorized=True, label=label, guidance=0.5)
     np.testing.assert_allclose(found, exact(field, label=label, guidance=0.5), rtol=0, atol=1e-5)
 
@@ -55,7 +60,7 @@ def test_classes_and_columns(label):
 def test_one_gaussian_in_closed_form():
     """One component: `x_t = m_t + sqrt(D_t / D_0) (x_0 - m_0)` with the mean m_t and variance D_t of its path."""
     point, variance = DATA[:1], 0.25
-    field = ff.VelocityField(point, variance=variance)
+    field = made(point, variance=variance)
     times = np.array([0.0, 0.3, 0.7, 1.0])
     found = solve_ivp(ode_function(field), (0, 1), X0.reshape(-1), t_eval=times, rtol=1e-9, atol=1e-11).y
     widths = np.sqrt((1 - times) ** 2 + variance * times**2)
@@ -64,7 +69,7 @@ def test_one_gaussian_in_closed_form():
 
 
 def test_shapes_and_times():
-    field = ff.VelocityField(DATA, variance=0.01)
+    field = made(variance=0.01)
     fun = ode_function(field)
     flat = X0.reshape(-1)
     kept = flat.copy()
@@ -91,7 +96,7 @@ def test_shapes_and_times():
 )
 def test_refused_before_the_solver_starts(options, error, message):
     with pytest.raises(error, match=message):
-        ode_function(ff.VelocityField(DATA, labels=LABELS), **options)
+        ode_function(made(labels=LABELS), **options)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +111,7 @@ def test_refused_before_the_solver_starts(options, error, message):
 )
 def test_refused_in_the_call(t, y, error, message):
     with pytest.raises(error, match=message):
-        ode_function(ff.VelocityField(DATA))(t, y)
+        ode_function(made())(t, y)
 
 
 def test_field_is_required():
