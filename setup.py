@@ -62,6 +62,7 @@ class BuildExtension(build_ext):
         ext.extra_link_args = [*link, f"-Wl,-rpath,{ORIGIN}/../lib"]
         try:
             self.build_library(package, ext, common, link)
+            ext.extra_objects += self.compiled(CSRC.glob("xla/*.c"), ext, common)
             super().build_extension(ext)
         except Exception as error:
             if flag("FASTFLOW_REQUIRE_EXTENSION"):
@@ -72,10 +73,10 @@ class BuildExtension(build_ext):
             for folder in NATIVE_FOLDERS:
                 shutil.rmtree(package / folder, ignore_errors=True)
 
-    def build_library(self, package, ext, common, link):
-        """Compile each file of csrc/, those of csrc/isa with the flags they name, and link them."""
+    def compiled(self, sources, ext, common):
+        """The objects of some C files, several compiled at a time: each instruction set takes half a minute."""
 
-        def compiled(source):
+        def compile_one(source):
             return self.compiler.compile(
                 [source],
                 output_dir=self.build_temp,
@@ -85,9 +86,12 @@ class BuildExtension(build_ext):
                 depends=ext.depends,
             )
 
-        sources = sorted(str(path) for path in [*CSRC.glob("*.c"), *CSRC.glob("isa/*.c")])
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # each file of an instruction set takes half a minute
-            objects = [compiled_file for files in pool.map(compiled, sources) for compiled_file in files]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return [made for objects in pool.map(compile_one, sorted(map(str, sources))) for made in objects]
+
+    def build_library(self, package, ext, common, link):
+        """Compile each file of csrc/, those of csrc/isa with the flags they name, and link them."""
+        objects = self.compiled([*CSRC.glob("*.c"), *CSRC.glob("isa/*.c")], ext, common)
         # Python's own command, but for what only extensions need: to be bundles (macOS), and the way to its libpython.
         linker = copy.copy(self.compiler)
         words = [word for word in linker.linker_so if not word.startswith("-Wl,-rpath")]
@@ -115,7 +119,7 @@ def extensions():
     native = Extension(
         "fastflow.backends.native",
         ["fastflow/backends/native.pyx"],
-        include_dirs=[str(CSRC), numpy.get_include()],
+        include_dirs=[str(CSRC), str(CSRC / "xla"), numpy.get_include()],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
         depends=depends,
     )

@@ -81,3 +81,8 @@ def backend(request) -> str:
 def variant(request) -> Variant:
     _require(request.param.backend)
     return request.param
+
+
+def quick_backend() -> str:
+    """For tests whose subject is not the backend: one that compiles nothing when it runs."""
+    return "native" if ff.backends()["native"].available else "numpy"

@@ -3,8 +3,9 @@
 
 from dataclasses import replace
 
+from cpython.pycapsule cimport PyCapsule_New
 from cpython.ref cimport PyObject
-from libc.stdint cimport int64_t, uintptr_t
+from libc.stdint cimport int32_t, int64_t, uintptr_t
 from libc.string cimport memset
 
 cimport cython
@@ -19,6 +20,36 @@ from . import Backend, usable_cores
 
 cnp.import_array()
 
+
+cdef extern from "ff_xla.h" nogil:
+    ctypedef struct ff_instruction:
+        pass
+    ctypedef struct ff_program:
+        const double *constants
+        const ff_instruction *instructions
+        int32_t num_constants
+        int32_t num_instructions
+        int32_t *outputs
+    ctypedef struct ff_xla_field:
+        const ff_points *points
+        int num_threads
+        int64_t size
+        double source_variance
+        double target_variance
+        const double *source_mean
+        ff_program schedule
+    ctypedef struct ff_xla_call:
+        pass
+    ctypedef struct ff_xla_error:
+        pass
+    int FF_PROGRAM_VALUES
+    const char *ff_operation_name(int operation)
+    int ff_program_valid(const ff_program *program)
+    void ff_program_run(const ff_program *program, double t, double *outputs)
+    int ff_xla_publish(int64_t number, const ff_xla_field *field)
+    void ff_xla_withdraw(int64_t number)
+    ff_xla_error *ff_xla_velocity(ff_xla_call *call)
+    ff_xla_error *ff_xla_product(ff_xla_call *call)
 
 cdef extern from *:
     """
@@ -213,3 +244,70 @@ cdef class Native:
         if status:
             _raise(status)
         return logits
+
+
+def operations():
+    """Codes of the operations of a program, by name."""
+    codes = {}
+    while ff_operation_name(len(codes)) != NULL:
+        codes[ff_operation_name(len(codes)).decode()] = len(codes)
+    return codes
+
+
+@cython.final
+cdef class Program:
+    """The formula of a schedule in the hands of the C library; see `fastflow.program`."""
+
+    cdef ff_program program
+    cdef object kept
+
+    def __cinit__(self, constants, instructions, outputs):
+        cdef cnp.ndarray numbers = np.array(constants, dtype=np.float64).reshape(-1)
+        cdef cnp.ndarray steps = np.array(instructions, dtype=np.int32).reshape(-1, 3)
+        self.kept = (numbers, steps)
+        self.program.constants = <double *>_pointer(numbers)
+        self.program.instructions = <ff_instruction *>_pointer(steps)
+        self.program.num_constants, self.program.num_instructions = len(numbers), len(steps)
+        for k in range(5):
+            self.program.outputs[k] = outputs[k]
+        if not ff_program_valid(&self.program):
+            raise ValueError(f"the formula is too long: accepted are {FF_PROGRAM_VALUES} values")
+
+    def __call__(self, double t):
+        """alpha, beta, d_alpha, d_beta, alpha_d_alpha at t."""
+        cdef double[5] outputs
+        ff_program_run(&self.program, t, outputs)
+        return tuple(outputs[k] for k in range(5))
+
+
+# The handlers by the name that XLA knows them by, as JAX takes them.
+XLA_HANDLERS = {
+    "fastflow_velocity": PyCapsule_New(<void *>ff_xla_velocity, "xla._CUSTOM_CALL_TARGET", NULL),
+    "fastflow_product": PyCapsule_New(<void *>ff_xla_product, "xla._CUSTOM_CALL_TARGET", NULL),
+}
+
+
+@cython.final
+cdef class Published:
+    """A field that the handlers of XLA know by a number, for as long as this object lives."""
+
+    cdef readonly int64_t number
+    cdef object kept
+
+    def __cinit__(self, int64_t number, Native points, Program schedule, double source_variance,
+                  double target_variance, source_mean):
+        cdef ff_xla_field field
+        self.kept = (points, schedule, source_mean)
+        field.points, field.num_threads, field.size = points.points, points.num_threads, points.size
+        field.source_variance, field.target_variance = source_variance, target_variance
+        field.source_mean = <double *>_pointer(source_mean)
+        field.schedule = schedule.program
+        cdef int status = ff_xla_publish(number, &field)
+        if status:
+            _raise(status)
+        self.number = number
+
+    def __dealloc__(self):
+        cdef int64_t number = self.number
+        with nogil:  # calls that are at work are waited for
+            ff_xla_withdraw(number)
