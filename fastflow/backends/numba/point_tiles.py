@@ -42,6 +42,10 @@ if TYPE_CHECKING:
     from .. import Tangent
     from .common import Queries
 
+# Up to which D, and which log of the ratio of variances, float32 logs serve float32 queries: off by some 1e-8 of
+# themselves or of 1, they change logits by D / 2 of that. And the ratio has to be in the range of float32.
+NARROW_LOG_SIZE, NARROW_LOG_RANGE = 64, 69.0
+
 # Numbers of a query in the screening: |e|; the rounding bound of a logit times 2 D; the largest gamma; whether it is
 # sharp or lonely.
 SCREEN = np.dtype(
@@ -351,7 +355,7 @@ class PointTilePlan(TilePlan):
                 np.zeros_like(weights),
                 gain,
                 np.empty_like(gain),
-                PointTerms(*points[:4]),
+                PointTerms(*points[:4], np.empty(0), np.empty(CHUNK if self._has_narrow_logs() else 0, np.float32)),
                 points[4],
                 *narrow,
                 points[5],
@@ -359,6 +363,11 @@ class PointTilePlan(TilePlan):
                 chosen,
             ),
         )
+
+    def _has_narrow_logs(self) -> bool:
+        """Whether the logs of variances are float32: by the data alone, and not by what else is in a batch."""
+        small = self.prepared.size <= NARROW_LOG_SIZE and self.prepared.widths.log_ratio <= NARROW_LOG_RANGE
+        return self.bytes == 4 and small
 
     def prepare(self, queries: Queries, tangent: Tangent | None) -> tuple:
         prepared, count = self.prepared, len(queries.e)
