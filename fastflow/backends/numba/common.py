@@ -406,7 +406,7 @@ def _scaled_logs(values, count, factor, narrow):
             values[j] = factor * log(values[j])
 
 
-@jit(fastmath={"contract"})
+@jit(forceinline=True, fastmath={"contract"})
 def point_terms(data, widths, query, start, count, terms):
     """Fill the terms of a chunk's points for the time of a query; where directions differ, as far as masses go. The
     deficits are those of a far query, and no other's."""

@@ -426,7 +426,7 @@ def _fill(data, widths, start, count, space):
                     _copy(widths.rotation[start + i, d], space.axes[i, d])
 
 
-@jit(fastmath={"contract"})
+@jit(forceinline=True, fastmath={"contract"})
 def _fill_terms(data, widths, query, start, count, space):
     """The terms of each point of a chunk for the time of a query."""
     terms, size = space.terms, data.centre.size
@@ -814,7 +814,8 @@ class Pairs(Plan):
             if len(outputs[name]):
                 outputs[name][:] = states[:, place]
         if len(outputs["mean"]):
-            averages = iter(np.split(sums, _vector_count(self.asked), axis=1))
+            size = len(self.data.centre)
+            averages = (sums[:, k : k + size] for k in range(0, self.columns, size))
             offset = next(averages)
             outputs["mean"][:] = self.data.centre + offset
             outputs["residual"][:] = queries.e - queries.numbers["beta"][:, None] * offset

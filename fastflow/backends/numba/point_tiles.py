@@ -111,20 +111,22 @@ def _screen_queries(queries, e, terms, narrowest, widest, screens, packed):
             block[k, row] = factor * e[b, k]
 
 
-@jit(fastmath={"contract"})
+@jit(forceinline=True, fastmath={"contract"})
 def _fill_terms(data, widths, query, screen, start, count, space):
     """The terms of each point of a chunk for the time of a query."""
     terms = space.terms
     point_terms(data, widths, query, start, count, terms)
     constant, half, gain = terms.constant, terms.half, terms.gain
-    base, relative_gain = space.base, space.relative_gain
+    base, level, narrow_half, relative_gain = space.base, space.level, space.half, space.relative_gain
     squares = data.squares[start : start + count]
-    scale = 1.0 / screen.top_gain if screen.top_gain > 0.0 else 0.0
+    scale, square_scale = 1.0 / screen.top_gain if screen.top_gain > 0.0 else 0.0, query.beta * query.beta
+    # Two loops, each of so few arrays that the compiler checks that they do not overlap, and vectorises.
     for j in range(count):
-        level = 2.0 * half[j] * query.beta * query.beta * squares[j]
-        base[j] = constant[j] - 0.5 * level
-        space.half[j] = half[j]
-        space.level[j] = level
+        half_level = half[j] * (square_scale * squares[j])
+        base[j] = constant[j] - half_level
+        level[j] = 2.0 * half_level
+    for j in range(count):
+        narrow_half[j] = half[j]
         relative_gain[j] = scale * gain[j]
 
 
