@@ -206,22 +206,23 @@ def path_at(schedule: Schedule, t: float | np.ndarray, source_variance: float, t
 def _pointwise(coefficients: Any, source_variance: float, target: Variances) -> Path:
     """The path where the points differ in variance; see `Path` for the choice of gamma."""
     alpha, beta, d_alpha, d_beta, alpha_d_alpha = coefficients
+    where = _where if isinstance(alpha, float) else np.where
     source, slope = alpha * alpha * source_variance, beta * beta
-    safe = np.where(source > 0.0, source, SINGULAR_VARIANCE)
+    safe = where(source > 0.0, source, SINGULAR_VARIANCE)
     singular = (source == 0.0) & (target.smallest == 0.0)
-    by_share = np.asarray(slope * target.largest <= source)  # gamma_j = s_fj / D_j
-    one = np.where(by_share, safe, slope)  # what the third function is divided by: never zero
+    by_share = slope * target.largest <= source  # gamma_j = s_fj / D_j
+    one = where(by_share, safe, slope)  # what the third function is divided by: never zero
     # 1/D_j and s_fj/D_j as combinations of 1 and gamma_j
-    inverse = Pair(np.where(by_share, 1.0 / one, 0.0), np.where(by_share, -slope / one, 1.0))
-    share = Pair(np.where(by_share, 0.0, 1.0 / one), np.where(by_share, 1.0, -source / one))
+    inverse = Pair(where(by_share, 1.0 / one, 0.0), where(by_share, -slope / one, 1.0))
+    share = Pair(where(by_share, 0.0, 1.0 / one), where(by_share, 1.0, -source / one))
     drift, growth = alpha_d_alpha * source_variance, beta * d_beta
     rate = Pair(
-        np.where(by_share, drift, growth) / one,
-        np.where(by_share, growth - drift * slope / one, drift - growth * source / one),
+        where(by_share, drift, growth) / one,
+        where(by_share, growth - drift * slope / one, drift - growth * source / one),
     )
     source_gain = Pair(*(alpha * source_variance * i for i in inverse))
-    gain = (np.where(by_share, 0.0, 1.0), np.where(by_share, 1.0, 0.0))
-    path = Path(
+    gain = (where(by_share, 0.0, 1.0), where(by_share, 1.0, 0.0))
+    return Path(
         *(alpha, beta, d_alpha, d_beta, safe, slope, gain),
         inverse=inverse,
         share=share,
@@ -229,9 +230,8 @@ def _pointwise(coefficients: Any, source_variance: float, target: Variances) -> 
         source_gain=source_gain,
         singular=singular,
     )
-    if not isinstance(alpha, float):
-        return path
-    as_floats = {
-        name: Pair(*(float(v) for v in getattr(path, name))) for name in ("inverse", "share", "rate", "source_gain")
-    }
-    return path._replace(variance=float(safe), gain=tuple(float(v) for v in gain), singular=bool(singular), **as_floats)
+
+
+def _where(condition: bool, yes: float, no: float) -> float:
+    """`np.where` for numbers, which takes a tenth of its time."""
+    return yes if condition else no

@@ -196,17 +196,21 @@ class Compiled:
 
 def _widths(points: Points) -> Widths:
     """How the points differ in variance."""
-    values, rotation = points.variance, points.rotation
+    values, rotation, log_ratio = points.variance, points.rotation, 0.0
     if values is None:
         kind, values, largest = SHARED, np.empty(0), np.empty(0)
     elif rotation is not None:
         kind, largest = TURNED, values.max(keepdims=True)[0]
     elif values.ndim == 1:
-        kind, largest = POINTS, values.max(keepdims=True)
+        kind, largest, smallest = POINTS, values.max(keepdims=True), float(values.min())
+        log_ratio = math.log(largest[0]) - math.log(smallest) if smallest > 0.0 else math.inf
     else:
         kind, largest = DIRECTIONS, values[0]
     rotation = np.empty((0, 0, 0)) if rotation is None else rotation
-    return Widths(kind, *(read_only(np.ascontiguousarray(a)) for a in (values.reshape(-1), largest, rotation)))
+    values, largest, rotation = (
+        read_only(np.ascontiguousarray(array)) for array in (values.reshape(-1), largest, rotation)
+    )
+    return Widths(kind, values, largest, log_ratio, rotation)
 
 
 def _asked_names(asked: Asked) -> list[str]:

@@ -40,12 +40,14 @@ class Widths(NamedTuple):
         kind: SHARED, POINTS, DIRECTIONS or TURNED.
         values: their variances, (N,), (D,), or (N * D,) point after point; empty where they share one.
         largest: the largest of all, (1,), or that of each direction, (D,), for DIRECTIONS.
+        log_ratio: log of the largest to the smallest, for POINTS; infinite where some are zero.
         rotation: (N, D, D), the axes of each point, or (0, 0, 0).
     """
 
     kind: int
     values: np.ndarray
     largest: np.ndarray
+    log_ratio: float
     rotation: np.ndarray
 
 
@@ -323,13 +325,17 @@ class PointTerms(NamedTuple):
     """What the logits of a chunk take of each point, the same for all queries of one time.
 
     The logit is `constant - half |r|^2`, or for a far query `constant - half (|r|^2 - |e|^2 + deficit |e|^2)`; `gain`
-    is gamma_j.
+    is gamma_j. What the logit has of D_j alone, `(size/2) log(D of the widest / D_j)`, is in the constant, its
+    logarithm taken in float32 if there is an array `logs` of these. Or, if there is an array `power`, it is left out:
+    weights are to be multiplied with its exponential, which `power` holds.
     """
 
     constant: np.ndarray
     half: np.ndarray
     deficit: np.ndarray
     gain: np.ndarray
+    power: np.ndarray
+    logs: np.ndarray
 
 
 @jit(fastmath={"contract"})
@@ -351,20 +357,73 @@ def width_logs(query, own, logs):
 
 
 @jit(fastmath={"contract"})
+def _point_widths(query, own, half, gain, ratio):
+    """1 / (2 D), gamma and (D of the widest / D) of points, from their own variances."""
+    variance, slope, at_zero, gain_slope = query.variance, query.slope, query.gain, query.gain_slope
+    widest = 0.5 / query.half
+    for j in range(own.size):
+        reciprocal = 1.0 / (variance + slope * own[j])
+        half[j] = 0.5 * reciprocal
+        gain[j] = (at_zero + gain_slope * own[j]) * reciprocal
+        ratio[j] = widest * reciprocal
+
+
+@jit(fastmath={"contract"})
+def _raise_ratios(query, half, count, size, ratio):
+    """`ratio^(size/2)` in place, by multiplication; the ratio is that of `_point_widths`."""
+    whole, scale = size // 2, 1.0 / query.half
+    bit = 1
+    while 2 * bit <= whole:
+        bit *= 2
+    while bit > 1:
+        bit //= 2
+        if whole & bit:
+            for j in range(count):
+                ratio[j] = (ratio[j] * ratio[j]) * (scale * half[j])
+        else:
+            for j in range(count):
+                ratio[j] *= ratio[j]
+    if size == 1:
+        for j in range(count):
+            ratio[j] = math.sqrt(ratio[j])
+    elif size % 2:
+        for j in range(count):
+            ratio[j] *= math.sqrt(scale * half[j])
+
+
+@jit(fastmath={"contract"})
+def _scaled_logs(values, count, factor, narrow):
+    """`factor log(value)` in place; in float32 if there is an array `narrow` of these."""
+    if narrow.size:
+        for j in range(count):
+            narrow[j] = values[j]
+        for j in range(count):
+            narrow[j] = log(narrow[j])
+        for j in range(count):
+            values[j] = factor * np.float64(narrow[j])
+    else:
+        for j in range(count):
+            values[j] = factor * log(values[j])
+
+
+@jit(forceinline=True, fastmath={"contract"})
 def point_terms(data, widths, query, start, count, terms):
-    """Fill the terms of a chunk's points for the time of a query; where directions differ, as far as masses go."""
+    """Fill the terms of a chunk's points for the time of a query; where directions differ, as far as masses go. The
+    deficits are those of a far query, and no other's."""
     constant, half, deficit, gain = terms.constant, terms.half, terms.deficit, terms.gain
     if widths.kind == POINTS:
-        own = widths.values[start : start + count]
-        width_gains(query, own, half, gain)
-        width_logs(query, own, constant)
-        widest, size = widths.largest[0], data.centre.size
-        shrinkage = query.slope * (2.0 * query.half)
-        for j in range(count):
-            deficit[j] = shrinkage * (widest - own[j])
-        for j in range(count):
-            half[j] *= 0.5
-            constant[j] *= -0.5 * size
+        own, size = widths.values[start : start + count], data.centre.size
+        if terms.power.size:
+            _point_widths(query, own, half, gain, terms.power)
+            _raise_ratios(query, half, count, size, terms.power)
+            constant[:count] = 0.0
+        else:
+            _point_widths(query, own, half, gain, constant)
+            _scaled_logs(constant, count, 0.5 * size, terms.logs)
+        if query.far:
+            widest, shrinkage = widths.largest[0], query.slope * (2.0 * query.half)
+            for j in range(count):
+                deficit[j] = shrinkage * (widest - own[j])
     else:
         constant[:count] = 0.0
         half[:count] = query.half
@@ -379,7 +438,8 @@ def point_terms(data, widths, query, start, count, terms):
 def same_terms(query, other):
     """Whether two queries have the terms of points in common."""
     same = query.variance == other.variance and query.slope == other.slope and query.half == other.half
-    return same and query.beta == other.beta and query.gain == other.gain and query.gain_slope == other.gain_slope
+    same = same and query.beta == other.beta and query.far == other.far
+    return same and query.gain == other.gain and query.gain_slope == other.gain_slope
 
 
 # --- folding groups and finishing ------------------------------------------------------------------------------------

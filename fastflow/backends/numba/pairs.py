@@ -7,8 +7,10 @@ for parts of the data and `_fold` for groups. Covariances therefore never cancel
 A *tile* holds vectors of a chunk's points. In few dimensions tiles lie by direction, points side by side in the vector
 lanes; in many by point, the data themselves being the tile of points, and what carries no weight is then passed over.
 
-What all queries of one time share, the terms of each point, is computed once per chunk. To keep the logs of the
-variances small they are taken relative to the widest component.
+What all queries of one time share, the terms of each point, is computed once per chunk. Where each query has a time of
+its own they are the larger part of the work, and most of that is the logarithm of D_j. So in few dimensions, unless
+variances differ by orders of magnitude, logits leave it out, and weights are multiplied with the power of D_j.
+To keep logs and powers of the variances small they are taken relative to the widest component.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from ..._arrays import LOG_ZERO
 from .columns import COLUMN_CHUNK, SMALL_SIZE, fill_columns
 from .common import (
     DIRECTIONS,
+    POINTS,
     TURNED,
     PointTerms,
     clear,
@@ -41,7 +44,7 @@ from .common import (
     width_logs,
 )
 from .plan import Plan
-from .vector import SUM, exp, jit, larger
+from .vector import SUM, exp, jit, larger, log
 
 if TYPE_CHECKING:
     from .. import Tangent
@@ -51,6 +54,8 @@ if TYPE_CHECKING:
 TILE_BYTES = 1 << 18  # of the points of a chunk by point: stay in a core's second cache level
 AXES_BYTES = 1 << 18  # of the axes of a chunk's points
 CUT = 90.0  # weights below exp(-this) of the largest are dropped: they show in no sum
+POWER_RANGE = 200.0  # log of powers up to which these are multiplied in: exp(-CUT - this) is still a normal number
+LEAST_WEIGHT = 1e-300  # has a logarithm, and shows in no sum
 
 # A state goes on with these scalars, after its first four numbers; a row of sums holds vectors, in this order: the
 # mean of mu', that of gamma_j r_j, Cov(mu', psi), Cov(gamma_j r_j, psi) and E[gamma_j] u, those that there are.
@@ -78,7 +83,7 @@ class Space(NamedTuple):
     """Arrays of one thread.
 
     Attributes:
-        by_direction: how the tiles lie. chunk: points of a chunk.
+        by_direction: how the tiles lie. chunk: points of a chunk. cut: CUT, beside what powers may change.
         points: the tile of mu' by direction, or the data themselves. columns: that tile, or empty.
         gained, turned: the tiles of gamma_j r_j, and of r_j in the axes of point j.
         axes: those of the points, [d][e][point] or [point][d][e].
@@ -92,6 +97,7 @@ class Space(NamedTuple):
 
     by_direction: bool
     chunk: int
+    cut: float
     points: np.ndarray
     columns: np.ndarray
     gained: np.ndarray
@@ -420,7 +426,7 @@ def _fill(data, widths, start, count, space):
                     _copy(widths.rotation[start + i, d], space.axes[i, d])
 
 
-@jit(fastmath={"contract"})
+@jit(forceinline=True, fastmath={"contract"})
 def _fill_terms(data, widths, query, start, count, space):
     """The terms of each point of a chunk for the time of a query."""
     terms, size = space.terms, data.centre.size
@@ -491,6 +497,23 @@ def _pairs_logits(data, queries, e, widths, vectors, scalars, start, stop, out, 
 
 
 # --- moments of a chunk, and their merge -----------------------------------------------------------------------------
+
+
+@jit(fastmath=SUM)
+def _weigh(logits, weights, count, power, reference):
+    """`weigh` where the logits leave out a power; they are not changed."""
+    total = 0.0
+    for j in range(count):
+        weight = exp(logits[j] - reference) * power[j]
+        weights[j] = weight
+        total += weight
+    return total
+
+
+@jit(fastmath={"contract"})
+def _log_weights(weights, count, logs):
+    for j in range(count):
+        logs[j] = log(larger(weights[j], LEAST_WEIGHT))
 
 
 @jit()
@@ -633,7 +656,7 @@ def _merge(state, sums, other, others, asked, size):
 @jit()
 def _pairs_task(data, queries, e, widths, vectors, scalars, split, counter, states, sums, asked, space):
     """Tasks of the `pairs` kernel, until there are none."""
-    part, logits, weights = space.state, space.logits, space.weights
+    part, logits, weights, power = space.state, space.logits, space.weights, space.terms.power
     slot, first, last = next_task(counter, split)
     while slot >= 0:
         clear(states[slot], sums[slot], first, last)
@@ -647,14 +670,19 @@ def _pairs_task(data, queries, e, widths, vectors, scalars, split, counter, stat
                     _fill_terms(data, widths, query, start, count, space)
                 best = _chunk_logits(data, widths, query, vectors[b], count, space, logits)
                 best = leave_out(logits, count, query.exclude - start, LOG_ZERO, best)
-                floor = max(best, state[0]) - CUT
+                floor = max(best, state[0]) - space.cut
                 if best < floor:
                     continue
                 found = count
                 if not space.by_direction:
                     found = _choose(logits, count, floor, space.places, space.chosen, space.chosen_places)
                 part[0] = best
-                part[1] = weigh(logits, weights, found, best)
+                if power.size:
+                    part[1] = _weigh(logits, weights, found, power, best)
+                    if asked.spread:
+                        _log_weights(weights, found, logits)
+                else:
+                    part[1] = weigh(logits, weights, found, best)
                 if asked.spread:
                     part[2], part[3] = spread_sums(weights, logits, found)
                 if asked.mean:
@@ -739,6 +767,14 @@ class Pairs(Plan):
         return self.widths, vectors, scalars
 
     def workspace(self) -> tuple:
+        widths, size = self.widths, len(self.data.centre)
+        narrow_range = 0.5 * size * widths.log_ratio <= POWER_RANGE
+        return self._space(self.by_direction and widths.kind == POINTS and narrow_range)
+
+    def logits_workspace(self) -> tuple:
+        return self._space(False)
+
+    def _space(self, has_power: bool) -> tuple:
         chunk, size, asked = self.chunk, len(self.data.centre), self.asked
         differ, turned = asked.differ and asked.mean, self.widths.kind == TURNED
 
@@ -754,11 +790,12 @@ class Pairs(Plan):
             Space(
                 self.by_direction,
                 chunk,
+                CUT + POWER_RANGE if has_power else CUT,
                 columns if self.by_direction else self.data.points,
                 columns,
                 *(tile(there) for there in (differ, turned)),
                 np.empty(axes),
-                PointTerms(*points[:4]),
+                PointTerms(*points[:4], np.empty(chunk if has_power else 0), np.empty(0, np.float32)),
                 *(tile(turned) for _ in range(2)),
                 *points[4:],
                 np.arange(chunk),
@@ -770,8 +807,6 @@ class Pairs(Plan):
             ),
         )
 
-    logits_workspace = workspace
-
     def finish(self, queries: Queries, states: np.ndarray, sums: np.ndarray, outputs: dict[str, np.ndarray]) -> None:
         finish_states(queries.numbers, states, *(outputs[name] for name in ("log_total", "entropy", "collision")))
         places = {"gain": GAIN, "tilt": TILT, "trace": TRACE, "cross": CROSS, "gained_trace": GAINED_TRACE}
@@ -779,7 +814,8 @@ class Pairs(Plan):
             if len(outputs[name]):
                 outputs[name][:] = states[:, place]
         if len(outputs["mean"]):
-            averages = iter(np.split(sums, _vector_count(self.asked), axis=1))
+            size = len(self.data.centre)
+            averages = (sums[:, k : k + size] for k in range(0, self.columns, size))
             offset = next(averages)
             outputs["mean"][:] = self.data.centre + offset
             outputs["residual"][:] = queries.e - queries.numbers["beta"][:, None] * offset

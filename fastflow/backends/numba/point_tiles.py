@@ -42,6 +42,10 @@ if TYPE_CHECKING:
     from .. import Tangent
     from .common import Queries
 
+# Up to which D, and which log of the ratio of variances, float32 logs serve float32 queries: off by some 1e-8 of
+# themselves or of 1, they change logits by D / 2 of that. And the ratio has to be in the range of float32.
+NARROW_LOG_SIZE, NARROW_LOG_RANGE = 64, 69.0
+
 # Numbers of a query in the screening: |e|; the rounding bound of a logit times 2 D; the largest gamma; whether it is
 # sharp or lonely.
 SCREEN = np.dtype(
@@ -107,20 +111,22 @@ def _screen_queries(queries, e, terms, narrowest, widest, screens, packed):
             block[k, row] = factor * e[b, k]
 
 
-@jit(fastmath={"contract"})
+@jit(forceinline=True, fastmath={"contract"})
 def _fill_terms(data, widths, query, screen, start, count, space):
     """The terms of each point of a chunk for the time of a query."""
     terms = space.terms
     point_terms(data, widths, query, start, count, terms)
     constant, half, gain = terms.constant, terms.half, terms.gain
-    base, relative_gain = space.base, space.relative_gain
+    base, level, narrow_half, relative_gain = space.base, space.level, space.half, space.relative_gain
     squares = data.squares[start : start + count]
-    scale = 1.0 / screen.top_gain if screen.top_gain > 0.0 else 0.0
+    scale, square_scale = 1.0 / screen.top_gain if screen.top_gain > 0.0 else 0.0, query.beta * query.beta
+    # Two loops, each of so few arrays that the compiler checks that they do not overlap, and vectorises.
     for j in range(count):
-        level = 2.0 * half[j] * query.beta * query.beta * squares[j]
-        base[j] = constant[j] - 0.5 * level
-        space.half[j] = half[j]
-        space.level[j] = level
+        half_level = half[j] * (square_scale * squares[j])
+        base[j] = constant[j] - half_level
+        level[j] = 2.0 * half_level
+    for j in range(count):
+        narrow_half[j] = half[j]
         relative_gain[j] = scale * gain[j]
 
 
@@ -351,7 +357,7 @@ class PointTilePlan(TilePlan):
                 np.zeros_like(weights),
                 gain,
                 np.empty_like(gain),
-                PointTerms(*points[:4]),
+                PointTerms(*points[:4], np.empty(0), np.empty(CHUNK if self._has_narrow_logs() else 0, np.float32)),
                 points[4],
                 *narrow,
                 points[5],
@@ -359,6 +365,11 @@ class PointTilePlan(TilePlan):
                 chosen,
             ),
         )
+
+    def _has_narrow_logs(self) -> bool:
+        """Whether the logs of variances are float32: by the data alone, and not by what else is in a batch."""
+        small = self.prepared.size <= NARROW_LOG_SIZE and self.prepared.widths.log_ratio <= NARROW_LOG_RANGE
+        return self.bytes == 4 and small
 
     def prepare(self, queries: Queries, tangent: Tangent | None) -> tuple:
         prepared, count = self.prepared, len(queries.e)

@@ -149,9 +149,6 @@ def _power_of_two(typing_context, shifted):
     return shifted(shifted), generate
 
 
-# --- the exponential -------------------------------------------------------------------------------------------------
-
-
 # --- the exponential and the logarithm -------------------------------------------------------------------------------
 
 
@@ -210,33 +207,52 @@ def _exp_by_dtype(x):
 
 
 @intrinsic
-def _reinterpreted(typing_context, value):
-    """The bits of a float64 as an int64, or the other way round."""
-    kind = types.int64 if value == types.float64 else types.float64
+def _exponent_and_mantissa(typing_context, x):
+    """`(n, m)` with `x = 2^n m` and m in [sqrt(1/2), sqrt(2)), for a normal number above zero."""
 
     def generate(context, builder, signature, arguments):
-        return builder.bitcast(arguments[0], context.get_value_type(kind))
+        bits, significand = (32, 23) if x.bitwidth == 32 else (64, 52)
+        integer, number = ir.IntType(bits), context.get_value_type(x)
+        root_half = int(np.array(math.sqrt(0.5), f"f{bits // 8}").view(f"i{bits // 8}"))
+        pattern = builder.bitcast(arguments[0], integer)
+        n = builder.ashr(builder.sub(pattern, ir.Constant(integer, root_half)), ir.Constant(integer, significand))
+        m = builder.bitcast(builder.sub(pattern, builder.shl(n, ir.Constant(integer, significand))), number)
+        short = builder.trunc(n, ir.IntType(32)) if bits == 64 else n  # which processors can convert in vectors
+        return context.make_tuple(builder, signature.return_type, (builder.sitofp(short, number), m))
 
-    return kind(value), generate
+    return types.UniTuple(x, 2)(x), generate
 
 
-_ROOT_HALF = int(np.float64(math.sqrt(0.5)).view(np.int64))
-_ODD_INVERSES = tuple(2.0 / (2 * k + 1) for k in range(10, -1, -1))
+def _odd_inverses(kind, last):
+    """`2 / (2 k + 1)` for k = last, ..., 0."""
+    return tuple(kind(2.0 / (2 * k + 1)) for k in range(last, -1, -1))
 
 
-@jit(forceinline=True, fastmath={"contract"})
+_ODD32, _ODD64 = _odd_inverses(np.float32, 4), _odd_inverses(np.float64, 10)
+
+
 def log(x):
-    """`log(x)` of a normal float64 above zero: plain arithmetic, so that loops vectorise.
+    raise NotImplementedError("compiled code only")
+
+
+@overload(log, jit_options={"fastmath": {"contract"}, "forceinline": True})
+def _log_by_dtype(x):
+    """`log(x)` of a normal number above zero: plain arithmetic, so that loops vectorise.
 
     x = 2^n m with m in [sqrt(1/2), sqrt(2)); `log(m) = 2 artanh(s)`, s = (m - 1) / (m + 1), by its series.
     """
-    bits = _reinterpreted(x)
-    n = (bits - _ROOT_HALF) >> 52
-    m = _reinterpreted(bits - (n << 52))
-    s = (m - 1.0) / (m + 1.0)
-    square = s * s
-    value = _ODD_INVERSES[0]
-    for k in range(1, 11):
-        value = value * square + _ODD_INVERSES[k]
-    whole = np.float64(n)
-    return whole * _HIGH64 + (s * value + whole * _LOW64)
+    narrow = x == types.float32
+    one, high, low = (np.float32(1.0), _HIGH32, _LOW32) if narrow else (1.0, _HIGH64, _LOW64)
+    series = _ODD32 if narrow else _ODD64
+    terms = len(series)
+
+    def log_x(x):
+        n, m = _exponent_and_mantissa(x)
+        s = (m - one) / (m + one)
+        square = s * s
+        value = series[0]
+        for k in range(1, terms):
+            value = value * square + series[k]
+        return n * high + (s * value + n * low)
+
+    return log_x
