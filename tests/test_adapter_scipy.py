@@ -23,9 +23,9 @@ def exact(field, **options):
     return field.sample(X0, method="dopri5", rtol=1e-9, atol=1e-11, **options)
 
 
-def solved(field, method, t_span=(0, 1), vectorized=False, **options):
+def solved(field, method, t_span=(0, 1), vectorized=False, rtol=1e-7, **options):
     fun = ode_function(field, t_span=t_span, **options)
-    found = solve_ivp(fun, t_span, X0.reshape(-1), method=method, vectorized=vectorized, rtol=1e-7, atol=1e-9)
+    found = solve_ivp(fun, t_span, X0.reshape(-1), method=method, vectorized=vectorized, rtol=rtol, atol=0.01 * rtol)
     assert found.success, found.message
     return found.y[:, -1].reshape(X0.shape)
 
@@ -53,8 +53,8 @@ def test_arrives_on_points_without_variance():
 def test_classes_and_columns(label):
     """Radau asks for columns of states, to take the Jacobian by differences."""
     field = made(variance=0.01, labels=LABELS)
-    found = solved(field, "Radau", vectorized=True, label=label, guidance=0.5)
-    np.testing.assert_allclose(found, exact(field, label=label, guidance=0.5), rtol=0, atol=1e-5)
+    found = solved(field, "Radau", vectorized=True, rtol=1e-4, label=label, guidance=0.5)
+    np.testing.assert_allclose(found, exact(field, label=label, guidance=0.5), rtol=0, atol=1e-3)
 
 
 def test_one_gaussian_in_closed_form():
