@@ -17,6 +17,7 @@ from fastflow.backends import Want
 
 numba = pytest.importorskip("numba")
 backend = importlib.import_module("fastflow.backends.numba")
+log = importlib.import_module("fastflow.backends.numba.vector").log
 
 
 def problem(count=3000, size=40, batch=20, dtype=np.float32, seed=0):
@@ -183,6 +184,23 @@ def test_exponential():
         assert out[-3:].tolist() == [1.0, 0.0, 0.0]
 
 
+def test_logarithms():
+    @numba.njit
+    def logarithms(x, out):
+        for i in range(x.size):
+            out[i] = log(x[i])
+
+    for dtype in (np.float32, np.float64):
+        largest = 0.99 * np.log(np.finfo(dtype).max)
+        x = np.concatenate([np.exp(np.linspace(-0.9 * largest, largest, 200_001)), np.linspace(0.5, 2.0, 20_001)])
+        x = x.astype(dtype)
+        out = np.empty_like(x)
+        logarithms(x, out)
+        exact = np.log(x.astype(np.longdouble))
+        assert np.abs(out - exact).max() <= np.finfo(dtype).eps * np.abs(exact).max()
+        assert (np.abs(out - exact) <= 2 * np.finfo(dtype).eps * np.abs(exact)).all()
+
+
 def test_a_memory_map_and_a_time_for_each_of_many_queries(tmp_path):
     """Read-only data, and more queries than are handled at a time."""
     data, x = problem(count=9000, size=300, batch=700)
@@ -192,6 +210,32 @@ def test_a_memory_map_and_a_time_for_each_of_many_queries(tmp_path):
     assert len(x) > backend.TilePlan(field(data)._parts.whole.prepared, x.dtype, len(x)).queries_at_a_time()
     together = field(mapped).velocity(x, t)
     np.testing.assert_array_equal(together[650:], field(data).velocity(x[650:], t[650:]))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [1, 2, 7, 16, 24, 64])
+@pytest.mark.parametrize("width", [1.0, 11.0, 70.0])
+def test_powers_and_logarithms_of_variances(dtype, size, width):
+    """Variances whose logs lie within `width`: on both sides of what powers and float32 logs are taken for."""
+    data, x = problem(count=700, size=size, batch=12, dtype=dtype)
+    rng = np.random.default_rng(1)
+    options = {
+        "variance": 0.1 * np.exp(rng.uniform(-width, 0.0, len(data))),
+        "weights": rng.uniform(size=len(data)) * (rng.uniform(size=len(data)) < 0.9),
+    }
+    t = np.linspace(0.0, 1.0, len(x))
+    x = (x + t[:, None] * data[: len(x)]).astype(dtype)
+    names = ("velocity", "log_density", "entropy", "effective_sample_size")
+    found = field(data, **options).evaluate(x, t, names)
+    expected = ff.VelocityField(data, backend="numpy", **options).evaluate(x.astype(np.float64), t, names)
+    tolerance = {np.float32: 1e-5, np.float64: 1e-10}[dtype]
+    for name in names:
+        error = np.abs(found[name] - expected[name]).max()
+        assert error <= tolerance * np.abs(expected[name]).max(), (name, error)
+    np.testing.assert_array_equal(found["velocity"], field(data, **options).velocity(x, t))
+    np.testing.assert_array_equal(found["velocity"][6:], field(data, **options).velocity(x[6:], t[6:]))
+    same_time = field(data, **options).velocity(x[2:8], float(t[4]))
+    np.testing.assert_array_equal(same_time[2], found["velocity"][4])
 
 
 # Compilation and memory ----------------------------------------------------------------------------------------------
