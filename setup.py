@@ -54,7 +54,7 @@ class BuildExtension(build_ext):
         link = ["-lm", "-pthread"]
         if os.environ.get("FASTFLOW_SANITIZE"):
             sanitize = f"-fsanitize={os.environ['FASTFLOW_SANITIZE']}"
-            # -O1: what a sanitizer checks is in the code already, and optimising it takes minutes for each instruction set
+            # -O1: what a sanitizer checks is in the code already, and optimising that takes minutes
             common += [sanitize, "-fno-sanitize-recover=all", "-g", "-fno-omit-frame-pointer", "-O1"]
             link.append(sanitize)
         package = Path(self.build_lib, "fastflow")
