@@ -501,19 +501,21 @@ def _pairs_logits(data, queries, e, widths, vectors, scalars, start, stop, out, 
 
 @jit(fastmath=SUM)
 def _weigh(logits, weights, count, power, reference):
-    """`weigh` where the logits leave out a power; they are not changed."""
-    total = 0.0
+    """`weigh` where the logits leave out a power; they are not changed. Also returns the largest weight."""
+    total = largest = 0.0
     for j in range(count):
         weight = exp(logits[j] - reference) * power[j]
         weights[j] = weight
         total += weight
-    return total
+        largest = larger(largest, weight)
+    return total, largest
 
 
-@jit(fastmath={"contract"})
-def _log_weights(weights, count, logs):
+@jit()
+def _log_weights(weights, count, largest, logs):
+    """Logs of weights relative to the largest, which are zero where a single point has them all."""
     for j in range(count):
-        logs[j] = log(larger(weights[j], LEAST_WEIGHT))
+        logs[j] = log(larger(weights[j] / largest, LEAST_WEIGHT))
 
 
 @jit()
@@ -676,17 +678,19 @@ def _pairs_task(data, queries, e, widths, vectors, scalars, split, counter, stat
                 found = count
                 if not space.by_direction:
                     found = _choose(logits, count, floor, space.places, space.chosen, space.chosen_places)
-                part[0] = best
                 if power.size:
-                    part[1] = _weigh(logits, weights, found, power, best)
+                    total, largest = _weigh(logits, weights, found, power, best)
                     if asked.spread:
-                        _log_weights(weights, found, logits)
+                        _log_weights(weights, found, largest, logits)
+                    best += math.log(largest)
                 else:
-                    part[1] = weigh(logits, weights, found, best)
+                    total, largest = weigh(logits, weights, found, best), 1.0
+                part[0], part[1] = best, total / largest
                 if asked.spread:
-                    part[2], part[3] = spread_sums(weights, logits, found)
+                    slope, collision = spread_sums(weights, logits, found)
+                    part[2], part[3] = slope / largest, collision / (largest * largest)
                 if asked.mean:
-                    _scale(weights, found, 1.0 / part[1])
+                    _scale(weights, found, 1.0 / total)
                     _average_chunk(data, widths, query, e[b], vectors[b], scalars[b], found, asked, space)
                 _merge(state, sums[slot, b], part, space.row, asked, e.shape[1])
         slot, first, last = next_task(counter, split)
