@@ -929,11 +929,11 @@ class VelocityField:
             _arrays.output_array(out, (*q.batch_shape, *self.event_shape), q.dtype)
             if np.shares_memory(out, self._parts.points.data):
                 raise ValueError("out shares memory with the field's data; accepted is an array of its own, or x")
-        wanted = [self._check_quantities(quantities, self._path(q.some(g.rows).t, g.part), guided) for g in groups]
+        paths = [self._path(q.some(group.rows).t, group.part) for group in groups]
+        wanted = [self._check_quantities(quantities, path, guided) for path in paths]
         found = []
-        for group, want in zip(groups, wanted, strict=True):
+        for group, path, want in zip(groups, paths, wanted, strict=True):
             own = q.some(group.rows)
-            path = self._path(own.t, group.part)
             moments = group.part.moments(own.x, path, want._replace(exclude=group.exclude))
             results = self._quantities(moments, path, quantities, group.part.model)
             if "log_density" in results and group.exclude is not None:
@@ -984,13 +984,13 @@ class VelocityField:
         q = self._queries(x, t)
         u = _arrays.direction(u, q.x, (*q.batch_shape, *self.event_shape))
         groups = self._parts.groups(label, subset, exclude, len(q.x), False)
-        for group in groups:
-            self._require_regular(name, self._path(q.some(group.rows).t, group.part))
+        paths = [self._path(q.some(group.rows).t, group.part) for group in groups]
+        for path in paths:
+            self._require_regular(name, path)
         found = []
-        for group in groups:
-            own = q.some(group.rows)
+        for group, path in zip(groups, paths, strict=True):
             along = u if group.rows is None else u[group.rows]
-            found.append((group.rows, {name: self._times(name, own, self._path(own.t, group.part), group, along)}))
+            found.append((group.rows, {name: self._times(name, q.some(group.rows), path, group, along)}))
         return self._shaped(gathered(found, (name,), q), q)[name]
 
     def _times(self, name: str, q: Queries, path: Path, group: Group, u: np.ndarray) -> np.ndarray:
