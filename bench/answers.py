@@ -7,7 +7,7 @@ from functools import cache, partial
 
 import numpy as np
 
-from fastflow.backends import usable_cores
+from fastflow.backends.cores import usable_cores
 
 from .cases import TIME, Case, Points
 

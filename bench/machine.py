@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import fastflow as ff
-from fastflow.backends import usable_cores
+from fastflow.backends.cores import usable_cores
 
 from . import ROOT
 

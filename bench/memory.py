@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastflow.backends import usable_cores
+from fastflow.backends.cores import usable_cores
 
 from . import ROOT, machine
 from .cases import TIME, Points

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fastflow.backends import usable_cores
+from fastflow.backends.cores import usable_cores
 
 from . import answers, machine, measure
 from .cases import MODES

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastflow.backends import usable_cores
+from fastflow.backends.cores import usable_cores
 
 from . import machine
 from .contenders import REFERENCE, backend_contenders, field

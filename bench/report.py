@@ -16,7 +16,7 @@ import numpy as np
 
 import fastflow as ff
 from fastflow._optional import require
-from fastflow.backends import usable_cores
+from fastflow.backends.cores import usable_cores
 
 from . import ROOT, accuracy, ceilings, machine, measure, overhead, pictures, scaling, targets
 from .cases import MODES, NAMES, TIME, Case, cases

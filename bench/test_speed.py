@@ -15,7 +15,7 @@ import time
 
 import pytest
 
-from fastflow.backends import usable_cores
+from fastflow.backends.cores import usable_cores
 
 from . import answers, measure
 from .cases import Case, cases

@@ -20,6 +20,7 @@ Fan, Gao, Wu, Zhang and Khungurn, listed at the top of that page.
 from . import schedules
 from ._version import __version__
 from .backends import backends
+from .backends.cores import threads
 from .c_api import get_include, get_library
 from .field import VelocityField
 from .functional import velocity
@@ -36,5 +37,6 @@ __all__ = [
     "merge",
     "schedules",
     "show_versions",
+    "threads",
     "velocity",
 ]

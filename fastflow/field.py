@@ -11,6 +11,7 @@ import numpy as np
 from . import _arrays, likelihood, mixtures, samplers, schedules, stochastic, training
 from ._interop import follows
 from .backends import Points, Tangent, Want, choose, choose_again
+from .backends.cores import threads
 from .model import Model, factorise, target_range
 from .moments import NAMES, VECTORS, Moments, checked
 from .parts import Group, Part, Parts, largest_weights
@@ -65,8 +66,8 @@ class VelocityField:
             never formed: images of uint8 stay that in memory.
         backend: "auto", "native", "numba" or "numpy"; "auto" takes the first of these that can run, or the one
             that the environment variable FASTFLOW_BACKEND names.
-        num_threads: threads per call, 1 to 1024; by default FASTFLOW_NUM_THREADS or the number of usable cores.
-            Results do not depend on it, bit for bit.
+        num_threads: threads per call, 1 to 1024; by default FASTFLOW_NUM_THREADS or the number of physical cores
+            that this process may use, within the limits of its control group. Results do not depend on it, bit for bit.
 
     Raises:
         TypeError: an argument is not of real numbers.
@@ -253,7 +254,7 @@ class VelocityField:
             t: scalar, (B,) or (B, 1), in [0, 1].
             out: where to put the result; shape and dtype of the result, in memory of the CPU. It may be x, but must
                 not share memory with the field's data.
-            **options: `label`, `subset`, `exclude`, `guidance` as for `evaluate`.
+            **options: `label`, `subset`, `exclude`, `guidance`, `num_threads` as for `evaluate`.
 
         Returns:
             Array of the shape and dtype of x (float64 for integer x). At t = 1 without variance this is the finite
@@ -321,6 +322,7 @@ class VelocityField:
         subset: Any = None,
         exclude: Any = None,
         guidance: float = 0.0,
+        num_threads: int | None = None,
     ) -> dict[str, np.ndarray]:
         """Several quantities from one pass over the data, by name.
 
@@ -334,12 +336,13 @@ class VelocityField:
             exclude: an index, or (B,) with one for each query: this point does not count (leave one out).
             guidance: g, with `label`: `(1 + g) q(x | label) - g q(x)` in place of each of velocity, target_mean,
                 source_mean and score (others are refused). Both come from one pass.
+            num_threads: threads of this call, 1 to 1024; None: as the field was told (see also `fastflow.threads`).
 
         Returns:
             dict from name to array, each as the method of that name returns it.
         """
         options = {"label": label, "subset": subset, "exclude": exclude, "guidance": guidance}
-        return self._evaluate(x, t, quantities, **options)
+        return self._evaluate(x, t, quantities, num_threads=num_threads, **options)
 
     # Products with matrices -----------------------------------------------------------------------------------
 
@@ -914,8 +917,13 @@ class VelocityField:
         subset: Any = None,
         exclude: Any = None,
         guidance: float = 0.0,
+        num_threads: int | None = None,
         out: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
+        if num_threads is not None:
+            with threads(num_threads):
+                chosen = {"label": label, "subset": subset, "exclude": exclude, "guidance": guidance, "out": out}
+                return self._evaluate(x, t, quantities, **chosen)
         quantities = _names(quantities)
         q = self._queries(x, t)
         guided = not (type(guidance) is float and guidance == 0.0)

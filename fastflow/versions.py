@@ -7,7 +7,8 @@ import platform
 import sys
 
 from ._version import __version__
-from .backends import backends, choose, usable_cores
+from .backends import backends, choose
+from .backends.cores import usable_cores
 
 _LIBRARIES = ("numpy", "scipy", "numba")
 

@@ -15,11 +15,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from .._arrays import Stored, compute_dtype, scaled, shown
+from .._arrays import Stored, compute_dtype, scaled
 from ..moments import Moments
-
-# More would not help anywhere; the pools of the backends take no more (csrc/ff_threads.c).
-MAX_THREADS = 1024
+from .cores import thread_count
 
 
 class Points(NamedTuple):
@@ -231,32 +229,6 @@ def choose_again(name: str, isa: str | None, num_threads: int | None, reason: st
     if isa is not None and isa not in backend.isas:
         reason = f"{reason}; made with {isa}, which cannot run here, and {best} is the best that can"
     return Choice(name, backend, isa if isa in backend.isas else best, num_threads, reason)
-
-
-def thread_count(num_threads: int | None) -> int | None:
-    """The number of threads asked for by argument or environment; None leaves it to the backend."""
-    origin, value = "num_threads", num_threads
-    accepted = f"accepted is a whole number of at least 1 and at most {MAX_THREADS}"
-    if value is None:
-        text = os.environ.get("FASTFLOW_NUM_THREADS")
-        if not text:
-            return None
-        if not text.isdecimal() or len(text) > 4000:  # Python refuses to read more digits
-            raise ValueError(f"FASTFLOW_NUM_THREADS is {shown(text)}; {accepted}")
-        origin, value = "FASTFLOW_NUM_THREADS", int(text)
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        kind = ValueError if isinstance(value, str) else TypeError
-        raise kind(f"{origin} is {shown(value)}; {accepted}")
-    if not 1 <= value <= MAX_THREADS:
-        raise ValueError(f"{origin} is {shown(value)}; {accepted}")
-    return int(value)
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on: the default number of threads."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _first_available() -> tuple[str, str]:

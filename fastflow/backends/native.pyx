@@ -16,7 +16,8 @@ from fastflow.ff cimport *
 import numpy as np
 
 from ..moments import Moments
-from . import Backend, usable_cores
+from . import Backend
+from .cores import threads_of_call, usable_cores
 
 cnp.import_array()
 
@@ -192,7 +193,7 @@ cdef class Native:
         if coefficients.shape[0] > 3 or want.trace or want.tangent is not None:
             moments = self._second_order(&queries, &result, x, coefficients.shape[0] > 3, want, moments)
         cdef int status = 0
-        cdef int threads = self.num_threads
+        cdef int threads = threads_of_call(self.num_threads)
         if count:
             with nogil:
                 status = ff_points_moments(self.points, &queries, &result, threads)
@@ -238,7 +239,7 @@ cdef class Native:
         cdef ff_queries queries = self._queries(x, coefficients)
         cdef double *result = <double *>_pointer(logits)
         cdef int status
-        cdef int threads = self.num_threads
+        cdef int threads = threads_of_call(self.num_threads)
         with nogil:
             status = ff_points_logits(self.points, &queries, start, stop, result, threads)
         if status:

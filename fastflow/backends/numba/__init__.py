@@ -33,7 +33,8 @@ import numpy as np
 
 from ..._arrays import LOG_ZERO
 from ...moments import NAMES, VECTORS, Moments
-from .. import Backend, Points, Tangent, Want, usable_cores
+from .. import Backend, Points, Tangent, Want
+from ..cores import threads_of_call, usable_cores
 from .blocks import ROWS
 from .columns import COLUMN_CHUNK, SMALL_SIZE, Columns
 from .common import (
@@ -87,7 +88,7 @@ class Compiled:
         data = self.points = read_only(points.data)
         self.index = read_only(np.empty(0, np.int64) if points.index is None else points.index)
         self.count, self.size = points.count, data.shape[1]
-        self.threads = num_threads or usable_cores()
+        self.own_threads = num_threads or usable_cores()
         self.source_mean = np.empty(0) if points.source_mean is None else points.source_mean
         self.log_mass = np.empty(0) if points.log_mass is None else points.log_mass
         self.constant = -math.log(self.count) if points.log_mass is None else 0.0
@@ -187,6 +188,11 @@ class Compiled:
             fold = (states, sums, held, states[slots], sums[slots], asked)
             self._run(plan.fold, [(*fold, *span) for span in folds], held * rows)
         return states[slots], sums[slots]
+
+    @property
+    def threads(self) -> int:
+        """How many threads a call takes."""
+        return threads_of_call(self.own_threads)
 
     def _run(self, task: Callable, tasks: list[tuple], work: int, workspace: Callable = tuple) -> None:
         """`_run` on this field's threads, or on the caller's alone for little work (pairs of query and point)."""
