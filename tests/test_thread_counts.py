@@ -78,3 +78,10 @@ def test_limits_of_control_groups(tmp_path, files, quota):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert cores._quota(tmp_path) == quota
+
+
+@pytest.mark.parametrize(("quota", "threads"), [(math.inf, 4), (8.0, 4), (1.5, 2), (0.2, 1)])
+def test_the_default(monkeypatch, quota, threads):
+    monkeypatch.setattr(cores, "_physical", lambda processors: 4)
+    monkeypatch.setattr(cores, "_quota", lambda: quota)
+    assert cores.usable_cores() == threads

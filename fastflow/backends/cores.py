@@ -73,7 +73,7 @@ def usable_cores() -> int:
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1
     cores = _physical(frozenset(os.sched_getaffinity(0)))
-    return max(1, min(cores, math.ceil(_quota())))
+    return max(1, math.ceil(min(cores, _quota())))
 
 
 @cache
