@@ -136,7 +136,7 @@ static void combine(const ff_points *points, const workspace *w, int64_t stride,
             const int64_t at = q * points->size + k;
             double value = form.of.residual * value_at(w->residual, dtype, at);
             if (form.mean != 0.0) value += form.mean * value_at(result, dtype, at);
-            if (w->gained) value += form.of.gained * value_at(w->gained, dtype, at);
+            if (w->gained && form.of.gained != 0.0) value += form.of.gained * value_at(w->gained, dtype, at);
             if (source_mean && form.source != 0.0) value += form.source * source_mean[k];
             if (dtype == FF_FLOAT32) ((float *)result)[at] = (float)value;
             else ((double *)result)[at] = value;

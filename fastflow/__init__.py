@@ -17,7 +17,7 @@ The formulas are derived in docs/theory.md. Comments refer to the notes they com
 Fan, Gao, Wu, Zhang and Khungurn, listed at the top of that page.
 """
 
-from . import schedules
+from . import conversions, schedules
 from ._version import __version__
 from .backends import backends
 from .backends.cores import threads
@@ -32,6 +32,7 @@ __all__ = [
     "VelocityField",
     "__version__",
     "backends",
+    "conversions",
     "get_include",
     "get_library",
     "merge",

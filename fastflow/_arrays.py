@@ -389,6 +389,8 @@ def whole_numbers(name: str, value: Any, shape: tuple[int, ...] | None = None) -
     if (array.ndim != 1) if shape is None else (array.shape != shape):
         accepted = "(n,)" if shape is None else str(shape)
         raise ValueError(f"{name} has shape {array.shape}; accepted is {accepted}")
+    if array.dtype.kind == "u" and array.size and int(array.max()) > np.iinfo(np.int64).max:
+        raise ValueError(f"{name} holds {int(array.max())}; accepted are whole numbers of 64 bits with a sign")
     return np.asarray(array, dtype=np.int64, order="C")  # not `ascontiguousarray`, which makes a number a vector
 
 

@@ -63,7 +63,7 @@ class VelocityField:
         schedule: name or `Schedule`; see `fastflow.schedules`.
         labels: (N,) whole numbers, the class of each point, for `label=` in the calls.
         scale, offset: the points are `scale * data + offset`, which is exact in the native and numpy backends and is
-            never formed: images of uint8 stay that in memory.
+            never formed: images of uint8 stay that in memory. (numba rounds points of narrow types to float32.)
         backend: "auto", "native", "numba" or "numpy"; "auto" takes the first of these that can run, or the one
             that the environment variable FASTFLOW_BACKEND names.
         num_threads: threads per call, 1 to 1024; by default FASTFLOW_NUM_THREADS or the number of physical cores
@@ -130,7 +130,8 @@ class VelocityField:
         values, frame, mean = found.values, found.frame, model.source_mean
         values = np.where(values < _arrays.SMALLEST_VARIANCE, 0.0, values)  # what is left by rounding
         if frame is not None:
-            data = points.converted().data
+            plain = points.data.dtype in (np.float32, np.float64) and (points.scale, points.offset) == (1.0, 0.0)
+            data = points.data if plain else points.rows(slice(None))
             data = np.ascontiguousarray(frame.enter(data, "vector"))
             _arrays.require_moderate("data in units of the source", data)
             points = points._replace(data=data, scale=1.0, offset=0.0)

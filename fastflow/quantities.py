@@ -65,7 +65,7 @@ class _Affine(NamedTuple):
         result = moments.residual * _factor(self.residual, moments.residual)
         if _is_used(self.mean):
             result += moments.mean * _factor(self.mean, moments.mean)
-        if moments.gained is not None:
+        if moments.gained is not None and _is_used(self.gained):  # it may have overflowed where it does not count
             result += moments.gained * _factor(self.gained, moments.gained)
         return result
 

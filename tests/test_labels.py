@@ -499,3 +499,12 @@ def test_starts_are_drawn_from_the_class(variant):
         assert (np.sign(path) == side).all()
     _, path = field.sample(4, steps=2, label=[0, 1, 1, 0], seed=0, return_path=True)
     assert np.sign(path[0, :, 0]).tolist() == [-1, 1, 1, -1]
+
+
+def test_whole_numbers_do_not_wrap():
+    data = np.random.default_rng(0).normal(size=(4, 2))
+    with pytest.raises(ValueError, match=r"labels holds 18446744073709551615; accepted"):
+        ff.VelocityField(data, labels=np.full(4, 2**64 - 1, np.uint64))
+    field = ff.VelocityField(data, labels=np.full(4, -1))
+    with pytest.raises(ValueError, match=r"label holds 18446744073709551615; accepted"):
+        field(data, 0.5, label=np.uint64(2**64 - 1))

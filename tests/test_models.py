@@ -602,3 +602,19 @@ def test_log_density_at_the_data_is_the_mixture(variant, model):
     want = logsumexp(np.array(parts), axis=0, b=(masses / masses.sum())[:, None])
     field = variant.field(data, weights=masses, source_mean=rng.standard_normal(d), **options)
     np.testing.assert_allclose(field.log_density(x, 1.0), want, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("size", [2, 20])
+@pytest.mark.parametrize("place", [127, 255, 299])
+def test_one_point_far_wider_than_all_others(variant, size, place):
+    """Ratios of variances beyond the range of float32 are no NaN, in whatever place of a tile the point is."""
+    rng = np.random.default_rng(0)
+    data, x = rng.normal(size=(300, size)).astype(np.float32), rng.normal(size=(60, size)).astype(np.float32)
+    variances = np.ones(300)
+    variances[place] = 1e46
+    field = variant.field(data, variance=variances)
+    exact = type(variant)("numpy").field(data.astype(np.float64), variance=variances)
+    for t in (0.3, 1.0, np.linspace(0.1, 0.9, 60)):
+        for name in ("velocity", "log_density"):
+            want = getattr(exact, name)(x.astype(np.float64), t)
+            np.testing.assert_allclose(getattr(field, name)(x, t), want, rtol=0, atol=2e-5 * np.abs(want).max())

@@ -6,6 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+import fastflow as ff
 from fastflow._arrays import STORED
 
 SIZES = (3, 40)
@@ -111,3 +112,15 @@ def test_memory_maps_are_used_in_place(variant, tmp_path):
     assert np.shares_memory(field._parts.points.data, mapped)
     x = np.random.default_rng(0).normal(size=(3, 12))
     np.testing.assert_array_equal(field(x, 0.5), variant.field(data, scale=1 / 255)(x, 0.5))
+
+
+def test_covariances_of_scaled_data_are_taken_in_float64():
+    """Far from zero, compared with their width: float32 would round the points."""
+    data = np.random.default_rng(0).integers(0, 256, (50, 3)).astype(np.uint8)
+    shared = 1e-4 * (np.eye(3) + 0.1)
+    points, x = data * 1e-3 + 1e5, np.full((2, 3), 1e5 + 0.1)
+    for options in ({"covariance": shared}, {"covariance": shared, "source_covariance": np.eye(3) + 0.2}):
+        for backend in ("numpy", "auto"):
+            got = ff.VelocityField(data, scale=1e-3, offset=1e5, backend=backend, **options)
+            want = ff.VelocityField(points, backend=backend, **options)
+            np.testing.assert_allclose(got.log_density(x, 1.0), want.log_density(x, 1.0), rtol=1e-6)

@@ -109,7 +109,7 @@ static void low_narrow_query(const ff_job *job, low_narrow *s, int lane, int64_t
     }
     for (int64_t k = size; k < low_narrow_padded((int)size); k++)
         s->at[k * NARROW_LANES + lane] = s->rest[k * NARROW_LANES + lane] = 0.0f;
-    wide |= !(furthest < 1e15);
+    wide |= !(furthest < 1e15 && widest < 1e30 * narrowest);
     s->factor[lane] = wide ? 0.0f : (float)factor;
     if (mode == NARROW_EACH_TIME) {
         /* (D_j / narrowest)^(size/2) is multiplied in after the exponential: it must not undo what that has left. */
@@ -371,7 +371,7 @@ static int low_narrow_finish(const ff_job *job, const low_narrow *s, int lane, p
                              int64_t stride) {
     const int64_t size = job->points->size;
     const double logit = fabs(s->largest[lane] - s->rest_logit[lane]) + s->rest_logit[lane];
-    if (s->wide[lane] || !(logit < LOW_NARROW_LIMIT)) return 0;
+    if (s->wide[lane] || !(logit < LOW_NARROW_LIMIT && s->total[lane] > 0.0 && s->total[lane] < INFINITY)) return 0;
     *part = (partial){s->largest[lane] * 0.6931471805599453 + s->base[lane], s->total[lane],
                       s->first[lane] * 0.6931471805599453, s->second[lane], 0.0};
     if (!job->want_mean) return 1;
