@@ -159,3 +159,15 @@ def test_what_is_refused(data, noise):
         FlowModel(linear(data), num_train_timesteps=0)
     with pytest.raises(TypeError, match="field is str"):
         FlowModel("field")
+
+
+@pytest.mark.parametrize("sigma", [0.5, 1e-2, 1e-4])
+@pytest.mark.parametrize("source", [{"source_variance": 1e6}, {"source_variance": 1e-6}, {"source_mean": 1000.0}])
+def test_sources_of_other_units_cost_no_digits(data, noise, source, sigma):
+    """In float32, whatever the units and the place of the field's own source."""
+    own, plain = VelocityField(data, **source), linear(data)
+    chosen = torch.from_numpy(data[:8]).float()
+    z = sigma * noise + (1.0 - sigma) * chosen
+    found = FlowModel(own)(z, 1000.0 * sigma).sample.numpy()
+    exact = -plain(z.double().numpy(), 1.0 - sigma)
+    assert np.abs(found - exact).max() <= 1e-5 * np.abs(exact).max()

@@ -91,13 +91,18 @@ class NoisePosterior:
         return noise.to(z.dtype), data.to(z.dtype)
 
     def place(self, z: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """x, of the shape and dtype of z, and t, of the shape of a and b."""
+        """x, of the shape of z, and t, of the shape of a and b.
+
+        x is in float64 where the source is not standard normal: in units of its own, or far from zero, the rounding of
+        float32 would be seen in what is taken back to z.
+        """
         scale = 1.0 / (a / self._deviation + b)
         t = np.minimum(scale * b, 1.0)
         x = column(scale, z) * z
         if self._mean is not None:
             x = x + column(1.0 - t, z) * self._mean
-        return x.astype(z.dtype), t
+        standard = self._mean is None and self._deviation == 1.0
+        return x.astype(z.dtype if standard else np.float64), t
 
     def normal(self, source: np.ndarray) -> np.ndarray:
         """Source points in units of standard normal noise."""
