@@ -171,3 +171,27 @@ def test_sources_of_other_units_cost_no_digits(data, noise, source, sigma):
     found = FlowModel(own)(z, 1000.0 * sigma).sample.numpy()
     exact = -plain(z.double().numpy(), 1.0 - sigma)
     assert np.abs(found - exact).max() <= 1e-5 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"num_train_timesteps": "a"}, "num_train_timesteps"),
+        ({"num_train_timesteps": 0}, "num_train_timesteps"),
+        ({"null_label": "a"}, "null_label"),
+        ({"null_label": 1.5}, "null_label"),
+        ({"guidance": "a"}, "guidance"),
+        ({"guidance": None}, "guidance"),
+    ],
+)
+def test_options_are_checked_when_the_model_is_made(data, options, word):
+    with pytest.raises((TypeError, ValueError), match=rf"^{word} "):
+        FlowModel(linear(data), **options)
+
+
+def test_classes_are_one_or_one_for_each(data, noise):
+    model = FlowModel(linear(data, labels=np.arange(40) % 3))
+    with pytest.raises(ValueError, match=r"class_labels has shape \(3,\); accepted is one class, or one for each of 8"):
+        model(noise, 500, class_labels=torch.tensor([0, 1, 2]))
+    with pytest.raises(TypeError, match=r"^timestep is 'a'; accepted"):
+        model(noise, "a")

@@ -362,3 +362,15 @@ def test_the_readme():
     names = {"field": ff.VelocityField(np.random.default_rng(0).standard_normal((50, 2)), variance=1e-3)}
     exec(compile(code, "README.md", "exec"), names)
     assert names["x"].grad.shape == (8, 2) and names["x"].grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("bad", [None, "a", 1j])
+@pytest.mark.parametrize("name", ["t", "guidance", "label"])
+def test_what_is_no_number_is_named(name, bad):
+    data = np.random.default_rng(0).normal(size=(6, 2))
+    module = VelocityModule(ff.VelocityField(data, labels=[0, 0, 0, 1, 1, 1]))
+    given = {"t": 0.5, "label": 1, "guidance": 0.5, name: bad}
+    if name == "label" and bad is None:
+        return
+    with pytest.raises((TypeError, ValueError), match=rf"\b{name} (is|has|holds) "):
+        module(torch.zeros(3, 2), given.pop("t"), **given)

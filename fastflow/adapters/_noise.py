@@ -23,6 +23,7 @@ import numpy as np
 
 from .._optional import require
 from ..field import VelocityField
+from ._tensors import tensor
 
 if TYPE_CHECKING:
     import torch
@@ -190,8 +191,7 @@ def levels(name: str, value: Any, least: float, largest: float, meaning: str) ->
     Raises:
         ValueError: a value outside, or a shape with more than one axis.
     """
-    value = value.detach().cpu() if isinstance(value, torch.Tensor) else value
-    array = torch.as_tensor(value, dtype=torch.float64).numpy()
+    array = tensor(name, value, torch.float64).detach().cpu().double().numpy()
     array = array.reshape(()) if array.size == 1 else array
     if array.size != max(array.shape, default=1):
         raise ValueError(f"{name} has shape {array.shape}; accepted is one number, or one for each sample")

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._arrays import real_number, whole_numbers
 from .._optional import require
 from ..field import VelocityField
 from ._noise import NoisePosterior, levels
+from ._tensors import strength, tensor
 
 if TYPE_CHECKING:
     import torch
@@ -65,10 +67,11 @@ class FlowModel(torch.nn.Module):
         guidance: float = 0.0,
     ):
         super().__init__()
-        if not num_train_timesteps > 0:
-            raise ValueError(f"num_train_timesteps is {num_train_timesteps!r}; accepted is a positive number")
+        real_number("num_train_timesteps", num_train_timesteps, positive=True)
+        if null_label is not None:
+            null_label = int(whole_numbers("null_label", null_label, ()))
         self._posterior = NoisePosterior(field)
-        self.field, self.null_label, self.guidance = field, null_label, guidance
+        self.field, self.null_label, self.guidance = field, null_label, strength(guidance)
         config = {"num_train_timesteps": num_train_timesteps}
         if len(field.event_shape) == 3:
             channels, height, width = field.event_shape
@@ -111,7 +114,11 @@ class FlowModel(torch.nn.Module):
         sigma = levels("timestep", timestep, 0.0, last, meaning) / last
         label = free = None
         if class_labels is not None:
-            label = np.broadcast_to(torch.as_tensor(class_labels).numpy(force=True), len(sample))
+            label = tensor("class_labels", class_labels).numpy(force=True)
+            if label.size not in (1, len(sample)):
+                accepted = f"one class, or one for each of {len(sample)} samples"
+                raise ValueError(f"class_labels has shape {label.shape}; accepted is {accepted}")
+            label = np.broadcast_to(label.reshape(-1), len(sample))
             free = None if self.null_label is None else label == self.null_label
         noise, data = self._posterior(sample, sigma, 1.0 - sigma, label=label, free=free, guidance=self.guidance)
         output = noise - data

@@ -17,6 +17,7 @@ import numpy as np
 from .._optional import require
 from ..field import VelocityField
 from ._noise import LARGEST_NOISE, NoisePosterior, levels
+from ._tensors import strength
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +50,7 @@ class Denoiser(torch.nn.Module):
     def __init__(self, field: VelocityField, *, guidance: float = 0.0, sigma_data: float = 0.5):
         super().__init__()
         self._posterior = NoisePosterior(field)
-        self.field, self.guidance, self.sigma_data = field, guidance, sigma_data
+        self.field, self.guidance, self.sigma_data = field, strength(guidance), sigma_data
         self.sigma_min, self.sigma_max = 0.0, math.inf
         self.label_dim = len(field.classes)
         square = len(field.event_shape) == 3 and field.event_shape[1] == field.event_shape[2]

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._optional import require
 from ..field import VelocityField
+from ._tensors import strength, tensor
 from .torch import VelocityModule
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class TimeFirst(VelocityModule):
 
     def __init__(self, field: VelocityField, *, label: Any = None, guidance: float = 0.0):
         super().__init__(field)
-        self.label, self.guidance = label, guidance
+        self.label, self.guidance = label, strength(guidance)
 
     def forward(self, t: Any, x: torch.Tensor, args: Any = None) -> torch.Tensor:
         """The velocity at x and t, differentiable in x.
@@ -87,7 +88,7 @@ def velocity_near(velocity: Callable[..., torch.Tensor], x: torch.Tensor, t: Any
     if not isinstance(x, torch.Tensor) or not x.is_floating_point():
         found = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
         raise TypeError(f"the state x is {found}; accepted is a tensor of floating point numbers")
-    t = t if isinstance(t, torch.Tensor) else torch.as_tensor(t, dtype=torch.float64)
+    t = tensor("t", t, torch.float64)
     near = (t >= -_FAR) & (t <= 1.0 + _FAR)
     if not bool(near.all()):
         raise ValueError(

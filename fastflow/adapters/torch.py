@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._optional import require
 from ..field import VelocityField
+from ._tensors import strength, tensor
 
 if TYPE_CHECKING:
     import torch
@@ -254,13 +255,13 @@ def _evaluated(number: int, x: torch.Tensor, t: Any, label: Any, guidance: float
         raise TypeError(f"x is {type(x).__name__}; accepted is a tensor")
     if x.layout is not torch.strided:
         raise TypeError(f"x has the layout {x.layout}; accepted is a dense tensor, such as x.to_dense()")
-    t = t if isinstance(t, torch.Tensor) else torch.as_tensor(t, dtype=torch.float64)
+    t = tensor("t", t, torch.float64)
     if t.requires_grad and torch.is_grad_enabled():
         raise ValueError(_NO_TIME_GRADIENT)
     if isinstance(guidance, torch.Tensor) and guidance.requires_grad:
         raise ValueError("guidance requires grad; accepted is a number")
-    label = None if label is None else torch.as_tensor(label)
-    return _apply(_velocity, x, t, label, number, float(guidance))
+    label = None if label is None else tensor("label", label)
+    return _apply(_velocity, x, t, label, number, strength(guidance))
 
 
 class VelocityModule(torch.nn.Module):
