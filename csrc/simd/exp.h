@@ -65,8 +65,7 @@ static inline f64v f64_exp(f64v x) {
 }
 
 /* log(x) and 1/x for normal x > 0, by one division: with x = m 2^n and s = (m - 1) / (m + 1), |s| <= 1/5, the logarithm is
-   n ln 2 + 2 artanh(s), whose series ends with s^last / last: what is cut off is less than 2e-17 for 21, 5e-12 for 13 and
-   5e-9 for 9. */
+   n ln 2 + 2 artanh(s), whose series ends with s^last / last: what is cut off is less than 2e-17 for 21 and 5e-12 for 13. */
 static inline f64v f64_log_inverse(f64v x, int last, f64v *inverse) {
     f64v n;
     const f64v m = f64_mantissa(x, &n), one = f64_set1(1.0), next = f64_add(m, one);
