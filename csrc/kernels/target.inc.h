@@ -36,8 +36,8 @@
                 OF(low_begin, s), low_compute, low_merge, NULL}
 #define LOW_FEW(s) {1, FEW_QUERIES, low_few_chunk, sum_values, low_packed_bytes, low_few_scratch_bytes, NULL, \
                     OF(low_few_begin, s), low_few_compute, low_few_merge, NULL}
-#define FEW(s, t) {1, FEW_QUERIES, few_chunk, sum_values, few_packed_bytes, few_scratch_bytes, NULL, NULL, \
-                 OF(few_compute, s##_##t), few_merge, NULL}
+#define FEW(s, t) {1, FEW_QUERIES, few_chunk, sum_values, few_packed_bytes, few_scratch_bytes, \
+                   OF(few_pack, s##_##t), NULL, OF(few_compute, s##_##t), few_merge, NULL}
 #define BATCH(s, t) {OF(LANES, t), BATCH_PANELS * OF(LANES, t), batch_chunk, sum_values, \
                      OF(batch_packed_bytes, s##_##t), OF(batch_scratch_bytes, s##_##t), OF(batch_pack, s##_##t), \
                      OF(batch_begin, s##_##t), OF(batch_compute, s##_##t), OF(batch_merge, s##_##t), NULL}
