@@ -274,3 +274,35 @@ def test_what_is_refused(data, noise, classes):
         Denoiser(VelocityField(data.reshape(40, 4), source_covariance=np.diag([1.0, 2, 3, 4])))
     with pytest.raises(TypeError, match="field is ndarray"):
         Denoiser(data)
+    with pytest.raises(TypeError, match="sample is NoneType"):
+        labelled(None, 1.0, label=7)
+    for x in (noise.to("meta"), noise.to_sparse()):
+        with pytest.raises(TypeError, match="the sample is a tensor that is"):
+            model(x, 1.0)
+    for sigma in ("a", None, 1j, torch.ones(8).to_sparse(), torch.ones(8, device="meta")):
+        with pytest.raises(TypeError, match=r"sigma is .*; accepted are"):
+            model(noise, sigma)
+        with pytest.raises(TypeError, match=r"t is .*; accepted are"):
+            model.sigma_at(sigma)
+    for t in (1.5, -0.1, float("nan"), [0.5, 2.0]):
+        with pytest.raises(ValueError, match=r"t is .*; times must lie in \[0, 1\]"):
+            model.sigma_at(t)
+    for label in (True, 7.0, torch.ones(8, dtype=torch.bool)):
+        with pytest.raises(TypeError, match=r"label has dtype .*; accepted are whole numbers"):
+            labelled(noise, 1.0, label=label)
+    with pytest.raises(ValueError, match=r"label has shape \(2,\); accepted is one class, or one for each of 8"):
+        labelled(noise, 1.0, label=[7, 7])
+    for label in ("a", {}, torch.ones(8, device="meta")):
+        with pytest.raises(TypeError, match=r"label is .*; accepted are"):
+            labelled(noise, 1.0, label=label)
+        with pytest.raises(TypeError, match=r"class_labels is .*; accepted are"):
+            labelled(noise, 1.0, label)
+    with pytest.raises(ValueError, match="guidance is nan; accepted is a finite number"):
+        Denoiser(labelled.field, guidance=float("nan"))
+    with pytest.raises(ValueError, match="sigma_data is -1"):
+        Denoiser(labelled.field, sigma_data=-1.0)
+
+
+def test_one_hot_rows_in_half_precision(data, noise, classes):
+    model, one_hot = Denoiser(VelocityField(data, labels=classes)), torch.eye(3)[[0, 1, 2, 0, 1, 2, 0, 1]]
+    torch.testing.assert_close(model(noise, 0.5, one_hot.bfloat16()), model(noise, 0.5, one_hot), rtol=0, atol=0)

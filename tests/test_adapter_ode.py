@@ -341,8 +341,30 @@ def test_what_is_refused(field, noise, call):
         call(field, 0.5, noise.long())
     with pytest.raises(TypeError, match="state x is ndarray"):
         call(field, 0.5, noise.numpy())
+    for t in (torch.ones(16).to_sparse(), torch.ones((), device="meta"), "a", None, 10**400):
+        with pytest.raises(TypeError, match=r"t is .*; accepted are"):
+            call(field, t, noise)
     with pytest.raises(TypeError, match="field is int"):
         TimeFirst(3)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"label": True}, TypeError, "label has dtype bool; accepted are whole numbers"),
+        ({"label": "a"}, TypeError, "label has dtype .*; accepted are whole numbers"),
+        ({"label": 9}, ValueError, "label 9 does not occur"),
+        ({"label": [0, 9]}, ValueError, "label 9 does not occur"),
+        ({"label": [[0, 1]]}, ValueError, r"label has shape \(1, 2\)"),
+        ({"guidance": 0.5}, ValueError, "guidance is given without label"),
+        ({"label": 1, "guidance": float("nan")}, ValueError, "guidance is nan"),
+        ({"label": 1, "guidance": 10**400}, ValueError, "guidance is a whole number of some 401 digits"),
+        ({"label": 1, "guidance": torch.ones((), device="meta")}, TypeError, "guidance is tensor"),
+    ],
+)
+def test_refused_before_the_solver_starts(field, options, error, message):
+    with pytest.raises(error, match=message):
+        TimeFirst(field, **options)
 
 
 def test_times_that_overshoot_are_the_ends(field, noise):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._optional import require
 from ..field import VelocityField
+from ._asked import a_field
 from ._tensors import strength, tensor
 
 if TYPE_CHECKING:
@@ -243,11 +244,11 @@ def velocity(field: VelocityField, x: torch.Tensor, t: Any, label: Any = None, g
         mode, are exact products with the Jacobian: `VelocityField.vjp` and `VelocityField.jvp`.
 
     Raises:
-        TypeError: x is no tensor.
+        TypeError: field is no field, x no tensor, or t, label or guidance no numbers.
         ValueError: as `VelocityField.velocity`; or t requires grad, for that gradient is not known.
         NotImplementedError: on a second backward, through a gradient.
     """
-    return _evaluated(_number(field), x, t, label, guidance)
+    return _evaluated(_number(a_field(field)), x, t, label, guidance)
 
 
 def _evaluated(number: int, x: torch.Tensor, t: Any, label: Any, guidance: float) -> torch.Tensor:
@@ -255,6 +256,8 @@ def _evaluated(number: int, x: torch.Tensor, t: Any, label: Any, guidance: float
         raise TypeError(f"x is {type(x).__name__}; accepted is a tensor")
     if x.layout is not torch.strided:
         raise TypeError(f"x has the layout {x.layout}; accepted is a dense tensor, such as x.to_dense()")
+    if x.is_nested:
+        raise TypeError("x is a nested tensor; accepted is a dense one, such as x.to_padded_tensor(...)")
     t = tensor("t", t, torch.float64)
     if t.requires_grad and torch.is_grad_enabled():
         raise ValueError(_NO_TIME_GRADIENT)
@@ -279,9 +282,7 @@ class VelocityModule(torch.nn.Module):
 
     def __init__(self, field: VelocityField):
         super().__init__()
-        if not isinstance(field, VelocityField):
-            raise TypeError(f"field is {type(field).__name__}; accepted is a VelocityField")
-        self.field = field
+        self.field = a_field(field)
         self._number = _number(field)
 
     def forward(self, x: torch.Tensor, t: Any, *, label: Any = None, guidance: float = 0.0) -> torch.Tensor:
