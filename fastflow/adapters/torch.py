@@ -93,16 +93,6 @@ def _product(
     return result
 
 
-@_velocity.register_fake
-def _(x: Any, t: Any, label: Any, field: int, guidance: float) -> torch.Tensor:
-    return x.new_empty(x.shape, dtype=x.dtype if x.is_floating_point() else torch.float64)
-
-
-@_product.register_fake
-def _(x: Any, t: Any, u: Any, label: Any, field: int, guidance: float, transposed: bool) -> torch.Tensor:
-    return x.new_empty(x.shape, dtype=x.dtype if x.is_floating_point() else torch.float64)
-
-
 # Gradients ----------------------------------------------------------------------------------------------------
 
 _NO_TIME_GRADIENT = "t requires grad, and the derivative of the velocity in t is not known; accepted is t.detach()"
@@ -142,35 +132,31 @@ def _no_second(ctx: Any, *_: Any) -> Any:
     )
 
 
-_velocity.register_autograd(_gradient, setup_context=_keep)
-_product.register_autograd(_no_second, setup_context=_keep_nothing)
+def _differentiated(name: str, operator: Any, keep: Any, backward: Any, jvp: Any) -> type[torch.autograd.Function]:
+    """Tell an operator the shape of its result and its gradient, for graphs; and as a function that calls it what
+    operators lack: a forward derivative, and the transformations of `torch.func`."""
+
+    @operator.register_fake
+    def _(x: Any, *others: Any) -> torch.Tensor:
+        return x.new_empty(x.shape, dtype=x.dtype if x.is_floating_point() else torch.float64)
+
+    operator.register_autograd(backward, setup_context=keep)
+    members = {"forward": lambda *inputs: operator(*inputs), "setup_context": keep, "backward": backward, "jvp": jvp}
+    members = {key: staticmethod(member) for key, member in members.items()}
+    return type(name, (torch.autograd.Function,), {"generate_vmap_rule": True, **members})
 
 
-class _Velocity(torch.autograd.Function):
-    """The operator with what operators lack: a forward derivative, and the transformations of `torch.func`."""
-
-    generate_vmap_rule = True
-    forward = staticmethod(lambda *inputs: _velocity(*inputs))
-    setup_context = staticmethod(_keep)
-    backward = staticmethod(_gradient)
-    jvp = staticmethod(_derivative)
-
-
-class _Product(torch.autograd.Function):
-    """The same for the product."""
-
-    generate_vmap_rule = True
-    forward = staticmethod(lambda *inputs: _product(*inputs))
-    setup_context = staticmethod(_keep_nothing)
-    backward = staticmethod(_no_second)
-    jvp = staticmethod(_no_second)
+_FUNCTIONS = {
+    _velocity: _differentiated("_Velocity", _velocity, _keep, _gradient, _derivative),
+    _product: _differentiated("_Product", _product, _keep_nothing, _no_second, _no_second),
+}
 
 
 def _apply(operator: Any, *inputs: Any) -> torch.Tensor:
     """Call an operator: as such where a graph is compiled, else with its derivatives."""
     if torch.compiler.is_compiling():
         return operator(*inputs)
-    return (_Velocity if operator is _velocity else _Product).apply(*inputs)
+    return _FUNCTIONS[operator].apply(*inputs)
 
 
 # vmap ---------------------------------------------------------------------------------------------------------
