@@ -69,7 +69,8 @@ class _Affine(NamedTuple):
         if _is_used(self.mean):
             result += _times(self.mean, moments.mean)
         if moments.gained is not None and _is_used(self.gained):  # it may have overflowed where it does not count
-            gained = _times(self.gained, moments.gained)
+            with np.errstate(invalid="ignore"):
+                gained = _times(self.gained, moments.gained)
             if not isinstance(self.gained, float) and not self.gained.all():
                 gained[self.gained == 0.0] = 0.0
             result += gained
