@@ -6,7 +6,6 @@ run, each answer compared with float64. The ratio is the baseline's time over th
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -17,10 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from fastflow.backends.cores import usable_cores
-
-from . import answers, machine, measure
-from .cases import MODES, NAMES, TIME, Case, cases
+from . import answers, machine, measure, options
+from .cases import TIME, Case, cases
 from .ceilings import CEILING, Ceiling
 from .contenders import REFERENCE, Contender, backend_contenders, rival_contenders
 from .rivals import BASELINE, rivals
@@ -150,28 +147,21 @@ _COLUMNS = ("case", "contender", "storage", "ms", "rate", f"x {BASELINE}", "10-9
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.compare", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--mode", choices=MODES, default="full", help="short: fewer points and rounds, no targets")
-    parser.add_argument("--cases", nargs="+", choices=NAMES, default=NAMES, metavar="CASE", help=", ".join(NAMES))
-    parser.add_argument("--contenders", nargs="+", metavar="NAME", help=f"beside {BASELINE} (default: all that run)")
-    parser.add_argument("--rounds", type=int, help="rounds per case (full: 15, short: 5)")
-    parser.add_argument("--num-threads", type=int, default=usable_cores(), help="for fastflow and BLAS alike")
+    parser = options.parser("compare", __doc__, _ROUNDS)
+    options.add_cases(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write machine, results and all times to FILE")
-    options = parser.parse_args(arguments)
-    rounds = _ROUNDS[options.mode] if options.rounds is None else options.rounds
-    if rounds < 1 or options.num_threads < 1:
-        parser.error("--rounds and --num-threads must be at least 1")
+    given = options.parsed(parser, _ROUNDS, arguments)
 
     results: list[Result] = []
     rows: list[list[str]] = []
     try:
         machine.require_extension()
-        with machine.equal_threads(options.num_threads):
-            chosen, missing = contenders(options.num_threads, options.contenders)
-            here = machine.machine(options.num_threads)
-            for case in cases(options.mode, options.cases):
+        with machine.equal_threads(given.num_threads):
+            chosen, missing = contenders(given.num_threads, given.contenders)
+            here = machine.machine(given.num_threads)
+            for case in cases(given.mode, given.cases):
                 print(f"{case.name} ({case.work}) ...", file=sys.stderr, flush=True)
-                found = compare(case, chosen, rounds)
+                found = compare(case, chosen, given.rounds)
                 results += found
                 rows += [_row(case, result) for result in found]
     except (machine.Unmeasurable, ArithmeticError, ValueError) as error:
@@ -179,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
     print(machine.machine_line(here))
-    print_table(f"{rounds} rounds, t = {TIME}, medians", _COLUMNS, rows, left=3)
+    print_table(f"{given.rounds} rounds, t = {TIME}, medians", _COLUMNS, rows, left=3)
     for contender in missing:
         print(f"missing: {contender.name}: {contender.missing}")
     decided = [result.met for result in results if result.met is not None]
@@ -187,15 +177,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"targets: {sum(decided)} of {len(decided)} met")
     else:
         print("targets: none, they are set for the full sizes")
-    if options.json:
+    if given.json:
         report = {
             "machine": here,
-            "mode": options.mode,
-            "rounds": rounds,
+            "mode": given.mode,
+            "rounds": given.rounds,
             "time": TIME,
             "results": [asdict(result) for result in results],
         }
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+        given.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0
 
 

@@ -7,7 +7,6 @@ one for each query.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,10 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fastflow.backends.cores import usable_cores
-
-from . import answers, machine, measure
-from .cases import MODES
+from . import answers, machine, measure, options
 from .contenders import REFERENCE, Contender, backend_contenders, field
 from .table import print_table
 
@@ -85,10 +81,10 @@ def compare(problem: Problem, contender: Contender, num_threads: int, mode: str,
     """A row: both models on one problem, checked against float64 and timed in turns."""
     calls: dict[str, Callable[[], np.ndarray]] = {}
     errors = []
-    for name, options in problem.models().items():
-        made = field(problem.data, contender.backend, contender.isa, num_threads, **options)
+    for name, model in problem.models().items():
+        made = field(problem.data, contender.backend, contender.isa, num_threads, **model)
         calls[name] = partial(made, problem.x, problem.t)
-        errors.append(_check(f"{contender.name}: {problem.name}", problem, options, calls[name]()))
+        errors.append(_check(f"{contender.name}: {problem.name}", problem, model, calls[name]()))
     times = measure.interleaved(calls, rounds, _PACE[mode])
     ratio, low, high = measure.ratio(times["shared"], times["own"])
     decided = mode == "full"
@@ -118,33 +114,28 @@ def _check(name: str, problem: Problem, options: dict[str, Any], v: np.ndarray) 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.models", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--mode", choices=MODES, default="full", help="short: fewer points and rounds, no targets")
+    parser = options.parser("models", __doc__, _ROUNDS)
     parser.add_argument("--sizes", nargs="+", choices=tuple(SIZES), default=tuple(SIZES), metavar="SIZE")
     parser.add_argument("--backends", nargs="+", metavar="NAME", help="default: all that run, but for the reference")
-    parser.add_argument("--rounds", type=int, help="rounds per row (full: 9, short: 2)")
-    parser.add_argument("--num-threads", type=int, default=usable_cores())
-    options = parser.parse_args(arguments)
-    rounds = _ROUNDS[options.mode] if options.rounds is None else options.rounds
-    if rounds < 1 or options.num_threads < 1:
-        parser.error("--rounds and --num-threads must be at least 1")
-    known = {c.name: c for c in backend_contenders(options.num_threads) if not c.missing and c.backend != REFERENCE}
-    unknown = [name for name in options.backends or () if name not in known]
+    given = options.parsed(parser, _ROUNDS, arguments)
+    known = {c.name: c for c in backend_contenders(given.num_threads) if not c.missing and c.backend != REFERENCE}
+    unknown = [name for name in given.backends or () if name not in known]
     if unknown:
         parser.error(f"backend {unknown[0]!r} is unknown or cannot run here; known are {', '.join(known)}")
     rows = []
     try:
         machine.require_extension()
-        for size in options.sizes:
+        for size in given.sizes:
             print(f"{size} ...", file=sys.stderr, flush=True)
-            for problem in problems(size, options.mode):
-                for name in options.backends or known:
-                    rows.append(compare(problem, known[name], options.num_threads, options.mode, rounds))
+            for problem in problems(size, given.mode):
+                for name in given.backends or known:
+                    rows.append(compare(problem, known[name], given.num_threads, given.mode, given.rounds))
     except (machine.Unmeasurable, ArithmeticError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(machine.machine_line(machine.machine(options.num_threads)))
-    title = f"Variances of each point ({VARIANCE:g} times 0.5 to 1.5) beside a shared one, float32, {rounds} rounds"
+    print(machine.machine_line(machine.machine(given.num_threads)))
+    rounds = f"{given.rounds} rounds"
+    title = f"Variances of each point ({VARIANCE:g} times 0.5 to 1.5) beside a shared one, float32, {rounds}"
     print_table(title, _COLUMNS, rows, left=3)
     return 0
 

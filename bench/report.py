@@ -6,7 +6,6 @@ small call, the growth of the time with the sizes, and what threads bring; and w
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,13 +15,11 @@ import numpy as np
 
 import fastflow as ff
 from fastflow._optional import require
-from fastflow.backends.cores import usable_cores
 
-from . import ROOT, accuracy, ceilings, machine, measure, overhead, pictures, scaling, targets
-from .cases import MODES, NAMES, TIME, Case, cases
+from . import ROOT, accuracy, ceilings, machine, measure, options, overhead, pictures, scaling, targets
+from .cases import TIME, Case, cases
 from .compare import Result, compare, contenders
 from .contenders import Contender
-from .rivals import BASELINE
 from .table import markdown_table, plain_table
 
 _ROUNDS = {"short": 2, "full": 9}
@@ -318,38 +315,31 @@ def _progress(words: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--mode", choices=MODES, default="full", help="short: small sizes, few rounds, to see it work")
-    parser.add_argument("--cases", nargs="+", choices=NAMES, default=NAMES, metavar="CASE", help=", ".join(NAMES))
-    parser.add_argument("--contenders", nargs="+", metavar="NAME", help=f"beside {BASELINE} (default: all that run)")
-    parser.add_argument("--rounds", type=int, help="rounds per case (full: 9, short: 2)")
-    parser.add_argument("--num-threads", type=int, default=usable_cores(), help="for all on the processor alike")
+    parser = options.parser("report", __doc__, _ROUNDS)
+    options.add_cases(parser)
     parser.add_argument("--out", type=Path, default=ROOT / "docs", metavar="DIR", help="where to write (default: docs)")
     parser.add_argument("--no-write", action="store_true", help="print only")
-    options = parser.parse_args(arguments)
-    rounds = _ROUNDS[options.mode] if options.rounds is None else options.rounds
-    if rounds < 1 or options.num_threads < 1:
-        parser.error("--rounds and --num-threads must be at least 1")
+    given = options.parsed(parser, _ROUNDS, arguments)
     try:
         machine.require_extension()
         for library in _LIBRARIES:  # before the work, not after it
             require(library, "bench")
-        with machine.equal_threads(options.num_threads):
-            chosen, absent = contenders(options.num_threads, options.contenders, every_isa=False)
+        with machine.equal_threads(given.num_threads):
+            chosen, absent = contenders(given.num_threads, given.contenders, every_isa=False)
             missing = [f"{contender.name}: {contender.missing}" for contender in absent]
-            if options.mode == "short" and options.contenders is None:
+            if given.mode == "short" and given.contenders is None:
                 missing += [f"{c.name}: compiles for seconds, left out of short runs" for c in chosen if c.compiles]
                 chosen = [contender for contender in chosen if not contender.compiles]
-            page, figures = measured(chosen, options.cases, options.mode, rounds, options.num_threads)
-            here = machine.machine(options.num_threads)
+            page, figures = measured(chosen, given.cases, given.mode, given.rounds, given.num_threads)
+            here = machine.machine(given.num_threads)
     except (machine.Unmeasurable, ArithmeticError, ImportError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
-    if not options.no_write:
-        figures.draw(options.out / "images")
-        (options.out / "performance.md").write_text(markdown(here, page, missing, options.mode))
-        _progress(f"written: {options.out / 'performance.md'}")
+    if not given.no_write:
+        figures.draw(given.out / "images")
+        (given.out / "performance.md").write_text(markdown(here, page, missing, given.mode))
+        _progress(f"written: {given.out / 'performance.md'}")
     print(machine.machine_line(here))
     for words in missing:
         print(f"missing: {words}")

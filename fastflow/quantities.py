@@ -24,6 +24,9 @@ from .path import SINGULAR_VARIANCE, Pair, Path
 _ON_POINT = 1e30
 
 
+_FLOAT32_LARGEST = float(np.finfo(np.float32).max)
+
+
 class Quantity(NamedTuple):
     """How a quantity is computed: `compute(moments, path, model)`, and which moments it reads."""
 
@@ -62,11 +65,15 @@ class _Affine(NamedTuple):
 
     def average(self, moments: Moments) -> np.ndarray:
         """`E[f_j]` short of the constant."""
-        result = moments.residual * _factor(self.residual, moments.residual)
+        result = _times(self.residual, moments.residual)
         if _is_used(self.mean):
-            result += moments.mean * _factor(self.mean, moments.mean)
+            result += _times(self.mean, moments.mean)
         if moments.gained is not None and _is_used(self.gained):  # it may have overflowed where it does not count
-            result += moments.gained * _factor(self.gained, moments.gained)
+            with np.errstate(invalid="ignore"):
+                gained = _times(self.gained, moments.gained)
+            if not isinstance(self.gained, float) and not self.gained.all():
+                gained[self.gained == 0.0] = 0.0
+            result += gained
         return result
 
     def trace(self, other: _Affine, moments: Moments, path: Path) -> np.ndarray:
@@ -108,6 +115,17 @@ def _scores(path: Path) -> _Affine:
 
 def _is_used(factor: Any) -> bool:
     return not (isinstance(factor, float) and factor == 0.0)
+
+
+def _times(value: Any, moments: np.ndarray) -> np.ndarray:
+    """A per-query coefficient times (B, D) moments, in their dtype. Where that is too narrow for the coefficient the
+    product, which need not be, is formed in float64."""
+    if moments.dtype == np.float32:
+        largest = abs(value) if isinstance(value, float) else np.abs(value).max(initial=0.0)
+        if _FLOAT32_LARGEST < largest < math.inf:
+            with np.errstate(over="ignore"):  # what is beyond float32 even so is infinite
+                return (moments.astype(np.float64) * _factor(value, np.empty(0))).astype(np.float32)
+    return moments * _factor(value, moments)
 
 
 def _factor(value: Any, like: np.ndarray) -> Any:

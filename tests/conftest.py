@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from dataclasses import dataclass
+from types import ModuleType
 
 import pytest
 
@@ -86,3 +88,15 @@ def variant(request) -> Variant:
 def quick_backend() -> str:
     """For tests whose subject is not the backend: one that compiles nothing when it runs."""
     return "native" if ff.backends()["native"].available else "numpy"
+
+
+def without_dependencies(module: str) -> ModuleType:
+    """A module of a package in requirements-no-deps.txt. Without it the test is skipped, but with
+    FASTFLOW_REQUIRE_PACKAGES=1, as the continuous integration has it, it fails."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        reason = f"{module}: {error}; get it with: pip install --no-deps -r tests/requirements-no-deps.txt"
+        if os.environ.get("FASTFLOW_REQUIRE_PACKAGES") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)

@@ -191,6 +191,10 @@ def test_options_are_checked_when_the_model_is_made(data, options, word):
 
 def test_classes_are_one_or_one_for_each(data, noise):
     model = FlowModel(linear(data, labels=np.arange(40) % 3))
+    with pytest.raises(TypeError, match="class_labels has dtype float32; accepted are whole numbers"):
+        model(noise, 500, torch.ones(8))
+    with pytest.raises(TypeError, match="sample is NoneType"):
+        model(None, 500, 1)
     with pytest.raises(ValueError, match=r"class_labels has shape \(3,\); accepted is one class, or one for each of 8"):
         model(noise, 500, class_labels=torch.tensor([0, 1, 2]))
     with pytest.raises(TypeError, match=r"^timestep is 'a'; accepted"):

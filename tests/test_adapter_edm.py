@@ -1,17 +1,20 @@
 """A field as the denoiser of EDM and k-diffusion samplers, against the closed form and the flow of the field.
 
-k-diffusion requires torchvision and half a dozen more, and EDM is no package: the samplers here are written from the
-papers (Karras et al. 2022, algorithms 1 and 2; Lu et al. 2022, DPM-Solver++(2M)), with the calls that the published
-code makes.
+The samplers of k-diffusion are its own, from requirements-no-deps.txt. EDM is no package: its sampler is written from
+the paper (Karras et al. 2022, algorithms 1 and 2), with the calls that the published code makes.
 """
 
+import importlib.util
+import sys
 from itertools import pairwise
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from conftest import without_dependencies
 
-from fastflow import VelocityField
+from fastflow import VelocityField, schedules
 from fastflow.adapters.edm import Denoiser
 
 SCHEDULES = ("linear", "cosine", "vp", "ve", "polynomial", "optimal_transport")
@@ -93,16 +96,18 @@ def edm_sampler(net, latents, class_labels=None, num_steps=18, churn=0.0, sigma_
     return x
 
 
-def dpm_solver_pp_2m(model, x, sigmas, **extra_args):
-    """DPM-Solver++(2M) of Lu et al. (2022) for alpha = 1, in h = log(sigma_i / sigma_{i+1}); k-diffusion's calls."""
-    s_in, before, last_h = x.new_ones([len(x)]), None, None
-    for sigma, stop in pairwise(sigmas):
-        denoised = model(x, sigma * s_in, **extra_args)
-        h = torch.log(sigma / stop)
-        best = denoised if before is None or stop == 0 else denoised + h / (2 * last_h) * (denoised - before)
-        x = (stop / sigma) * x - torch.expm1(-h) * best
-        before, last_h = denoised, h
-    return x
+@pytest.fixture(scope="module")
+def k_diffusion():
+    """Its module `sampling`. The package as such imports its training code and much that this needs; the module
+    itself imports torchvision, of which it uses nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        found = importlib.util.find_spec("k_diffusion")
+        if found is not None:
+            patch.setitem(sys.modules, "k_diffusion", importlib.util.module_from_spec(found))
+        for name in ("torchvision", "torchvision.transforms", "torchvision.transforms.functional"):
+            patch.setitem(sys.modules, name, ModuleType(name))
+        sys.modules["torchvision.transforms"].functional = sys.modules["torchvision.transforms.functional"]
+        return without_dependencies("k_diffusion.sampling")
 
 
 def exact(data, x, sigma, **options):
@@ -124,11 +129,57 @@ def test_stochastic_sampler_of_edm_ends_on_data(data, noise):
     assert np.linalg.norm(found[:, None] - data.reshape(1, 40, 4), axis=-1).min(axis=1).max() < 1e-3
 
 
-def test_dpm_solver_of_k_diffusion(data, noise):
+def straight(largest):
+    """A schedule whose time is EDM's noise level, counted down in a straight line."""
+    return schedules.Custom(alpha=lambda t: largest * (1.0 - t), beta=lambda t: 1.0 + 0.0 * t)
+
+
+@pytest.mark.parametrize(("sampler", "ours"), [("sample_euler", "euler"), ("sample_heun", "heun")])
+def test_k_diffusion_takes_the_steps_of_the_field(k_diffusion, data, noise, sampler, ours):
+    """Both in the same variable: they differ by rounding. The last step of k-diffusion is one of Euler."""
+    sigmas = k_diffusion.get_sigmas_karras(30, 0.01, 10.0).double()
     model = Denoiser(VelocityField(data, variance=0.02, schedule="cosine"))
-    sigmas = torch.cat([torch.logspace(1, -3, 120, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)])
-    found = dpm_solver_pp_2m(model, 10.0 * noise, sigmas)
-    np.testing.assert_allclose(found.numpy(), exact(data, 10.0 * noise, 10.0, variance=0.02), rtol=0, atol=5e-3)
+    field = VelocityField(data, variance=0.02, schedule=straight(float(sigmas[0])))
+    times = 1.0 - sigmas.numpy() / float(sigmas[0])
+    to_data = getattr(k_diffusion, sampler)(model, 10.0 * noise, sigmas, disable=True)
+    before = field.sample(10.0 * noise.numpy(), steps=times[:-1], method=ours)
+    last = field.sample(before, steps=times[-2:], method="euler")
+    np.testing.assert_allclose(to_data.numpy(), last, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("sampler", ["sample_heun", "sample_dpm_2", "sample_lms", "sample_dpmpp_2m"])
+def test_samplers_of_k_diffusion_arrive_where_the_flow_does(k_diffusion, data, noise, sampler):
+    model = Denoiser(VelocityField(data, variance=0.02, schedule="cosine"))
+    sigmas = k_diffusion.get_sigmas_exponential(120, 1e-3, 10.0).double()
+    start = float(sigmas[0]) * noise
+    found = getattr(k_diffusion, sampler)(model, start, sigmas, disable=True)
+    expected = exact(data, start, float(sigmas[0]), variance=0.02)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=5e-3)
+
+
+def test_stochastic_samplers_of_k_diffusion_end_on_data(k_diffusion, data, noise):
+    model, sigmas = Denoiser(VelocityField(data)), k_diffusion.get_sigmas_karras(40, 0.01, 10.0)
+    for sampler in (k_diffusion.sample_euler_ancestral, k_diffusion.sample_dpmpp_2m_sde):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            found = sampler(model, 10.0 * noise.float(), sigmas, disable=True)
+        assert found.dtype == torch.float32
+        distance = np.linalg.norm(found.numpy().reshape(8, 1, 4) - data.reshape(1, 40, 4), axis=-1).min(axis=1)
+        assert distance.max() < 1e-3
+
+
+def test_log_likelihood_of_k_diffusion(k_diffusion):
+    """It differentiates the denoiser. In one dimension its estimate of the divergence is exact, and the density at the
+    smallest level is a known mixture; at the largest it takes a normal one, off by (1 / sigma)^2 of data about 0."""
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(20, 1, 1, 1))
+    points -= points.mean()
+    model = Denoiser(VelocityField(points, variance=0.05, schedule="cosine"))
+    x = torch.from_numpy(rng.normal(size=(6, 1, 1, 1)))
+    found, _ = k_diffusion.log_likelihood(model, x, 0.01, 200.0, atol=1e-8, rtol=1e-7)
+    width = 0.05 + 0.01**2
+    density = np.exp(-((x.numpy().reshape(6, 1) - points.reshape(1, 20)) ** 2) / (2 * width)).mean(axis=1)
+    np.testing.assert_allclose(found.numpy(), np.log(density / np.sqrt(2 * np.pi * width)), rtol=0, atol=5e-4)
 
 
 # Classes --------------------------------------------------------------------------------------------------------
@@ -155,14 +206,20 @@ def test_one_hot_classes_guidance_and_none(data, noise, classes):
     torch.testing.assert_close(model(noise, 0.5, torch.zeros(1, 3)), without)
 
 
-def test_samplers_pass_classes_on(data, noise, classes):
-    field = VelocityField(data, labels=classes)
-    model, own = Denoiser(field), data[classes == 7].reshape(-1, 4)
-    one_hot = torch.eye(3)[[1] * 8]
-    sigmas = torch.cat([torch.logspace(1, -2, 40, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)])
-    for found in (edm_sampler(model, noise, one_hot), dpm_solver_pp_2m(model, 10.0 * noise, sigmas, label=7)):
-        distance = np.linalg.norm(found.numpy().reshape(8, 1, 4) - own[None], axis=-1).min(axis=1)
-        assert distance.max() < 0.02
+def ends_on(own, found):
+    distance = np.linalg.norm(found.numpy().reshape(8, 1, 4) - own.reshape(-1, 4)[None], axis=-1).min(axis=1)
+    return distance.max() < 0.02
+
+
+def test_edm_passes_classes_on(data, noise, classes):
+    model = Denoiser(VelocityField(data, labels=classes))
+    assert ends_on(data[classes == 7], edm_sampler(model, noise, torch.eye(3)[[1] * 8]))
+
+
+def test_k_diffusion_passes_classes_on(k_diffusion, data, noise, classes):
+    model, sigmas = Denoiser(VelocityField(data, labels=classes)), k_diffusion.get_sigmas_karras(40, 0.01, 10.0)
+    found = k_diffusion.sample_dpmpp_2m(model, 10.0 * noise, sigmas, extra_args={"label": 7}, disable=True)
+    assert ends_on(data[classes == 7], found)
 
 
 # The rest -------------------------------------------------------------------------------------------------------
@@ -217,3 +274,35 @@ def test_what_is_refused(data, noise, classes):
         Denoiser(VelocityField(data.reshape(40, 4), source_covariance=np.diag([1.0, 2, 3, 4])))
     with pytest.raises(TypeError, match="field is ndarray"):
         Denoiser(data)
+    with pytest.raises(TypeError, match="sample is NoneType"):
+        labelled(None, 1.0, label=7)
+    for x in (noise.to("meta"), noise.to_sparse()):
+        with pytest.raises(TypeError, match="the sample is a tensor that is"):
+            model(x, 1.0)
+    for sigma in ("a", None, 1j, torch.ones(8).to_sparse(), torch.ones(8, device="meta")):
+        with pytest.raises(TypeError, match=r"sigma is .*; accepted are"):
+            model(noise, sigma)
+        with pytest.raises(TypeError, match=r"t is .*; accepted are"):
+            model.sigma_at(sigma)
+    for t in (1.5, -0.1, float("nan"), [0.5, 2.0]):
+        with pytest.raises(ValueError, match=r"t is .*; times must lie in \[0, 1\]"):
+            model.sigma_at(t)
+    for label in (True, 7.0, torch.ones(8, dtype=torch.bool)):
+        with pytest.raises(TypeError, match=r"label has dtype .*; accepted are whole numbers"):
+            labelled(noise, 1.0, label=label)
+    with pytest.raises(ValueError, match=r"label has shape \(2,\); accepted is one class, or one for each of 8"):
+        labelled(noise, 1.0, label=[7, 7])
+    for label in ("a", {}, torch.ones(8, device="meta")):
+        with pytest.raises(TypeError, match=r"label is .*; accepted are"):
+            labelled(noise, 1.0, label=label)
+        with pytest.raises(TypeError, match=r"class_labels is .*; accepted are"):
+            labelled(noise, 1.0, label)
+    with pytest.raises(ValueError, match="guidance is nan; accepted is a finite number"):
+        Denoiser(labelled.field, guidance=float("nan"))
+    with pytest.raises(ValueError, match="sigma_data is -1"):
+        Denoiser(labelled.field, sigma_data=-1.0)
+
+
+def test_one_hot_rows_in_half_precision(data, noise, classes):
+    model, one_hot = Denoiser(VelocityField(data, labels=classes)), torch.eye(3)[[0, 1, 2, 0, 1, 2, 0, 1]]
+    torch.testing.assert_close(model(noise, 0.5, one_hot.bfloat16()), model(noise, 0.5, one_hot), rtol=0, atol=0)

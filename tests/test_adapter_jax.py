@@ -294,6 +294,9 @@ def test_derivatives_that_are_refused(route):
     [
         ({"label": 9}, ValueError, "label 9 does not occur"),
         ({"label": [0, 1]}, TypeError, "accepted is one class, a whole number"),
+        ({"label": True}, TypeError, "label is True; accepted is one class, a whole number"),
+        ({"label": np.True_}, TypeError, "accepted is one class, a whole number"),
+        ({"label": 1.0}, TypeError, "label is 1.0; accepted is one class, a whole number"),
         ({"guidance": 1.0}, ValueError, "guidance is given without label"),
         ({"route": "gpu"}, ValueError, "route is 'gpu'; accepted is one of auto, ffi, callback"),
     ],

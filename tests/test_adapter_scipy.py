@@ -92,6 +92,10 @@ def test_shapes_and_times():
         ({"t_span": 1.0}, ValueError, "t_span is 1.0; accepted is a pair"),
         ({"label": 7}, ValueError, "label 7 does not occur"),
         ({"guidance": 1.0}, ValueError, "guidance is given without label"),
+        ({"label": [0, 1, 9]}, ValueError, "label 9 does not occur"),
+        ({"label": [[0, 1]]}, ValueError, r"label has shape \(1, 2\)"),
+        ({"label": True}, TypeError, "label has dtype bool; accepted are whole numbers"),
+        ({"label": "a"}, TypeError, "label has dtype .*; accepted are whole numbers"),
     ],
 )
 def test_refused_before_the_solver_starts(options, error, message):
@@ -105,7 +109,13 @@ def test_refused_before_the_solver_starts(options, error, message):
         (0.5, np.zeros(5), ValueError, r"y has shape \(5,\); accepted is \(B \* 6,\)"),
         (0.5, np.zeros((1, 2, 3)), ValueError, "y has shape"),
         (0.5, np.zeros(6, complex), TypeError, "y has dtype complex128"),
-        (np.nan, np.zeros(6), ValueError, "t is nan"),
+        (np.nan, np.zeros(6), ValueError, "the time t is nan; accepted is 0"),
+        (500.0, np.zeros(6), ValueError, "the time t is 500; accepted is 0"),
+        (None, np.zeros(6), TypeError, "t has dtype object; accepted are real numbers"),
+        ("a", np.zeros(6), TypeError, "t has dtype .*; accepted are real numbers"),
+        (np.zeros(2), np.zeros(6), ValueError, r"t has shape \(2,\); accepted is one time"),
+        (0.5, None, TypeError, "y has dtype object; accepted are real numbers"),
+        (0.5, "a", TypeError, "y has dtype .*; accepted are real numbers"),
         (0.5, np.full(6, np.nan), ValueError, "must be finite"),
     ],
 )

@@ -12,7 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from fastflow import VelocityField
+from fastflow import VelocityField, schedules
 from fastflow.adapters.sklearn import FlowMatchingSampler
 
 
@@ -79,5 +79,35 @@ def test_what_is_refused(data):
         FlowMatchingSampler(schedule="no such").fit(data)
     with pytest.raises(ValueError, match="variance is 0"):
         FlowMatchingSampler(variance=0.0).fit(data).score_samples(data)
-    with pytest.raises(ValueError, match="n_samples"):
-        FlowMatchingSampler().fit(data).sample(0)
+    for bad in (0, -1, 10**15, 10**400):
+        with pytest.raises(ValueError, match=r"n_samples is .*; accepted is a whole number from 1 to"):
+            FlowMatchingSampler().fit(data).sample(bad)
+    for bad in ("a", 2.5, True, None, [3]):
+        with pytest.raises(TypeError, match=r"n_samples is .*; accepted is a whole number of at least 1"):
+            FlowMatchingSampler().fit(data).sample(bad)
+    with pytest.raises(ValueError, match=r"sample_weight has shape \(2,\); accepted is \(60,\)"):
+        FlowMatchingSampler().fit(data, sample_weight=[1.0, 2.0])
+
+
+@pytest.mark.parametrize("method", ["score", "score_samples"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"variance": 0.0}, "variance is 0"),
+        ({"variance": np.arange(60.0)}, "variance is 0"),
+        ({"variance": 0.0, "covariance": np.zeros((3, 3))}, "covariance is 0"),
+        ({"variance": 0.0, "covariance": np.diag([1.0, 0.0, 1.0])}, "covariance is singular"),
+        ({"variance": 0.0, "covariance": np.stack([np.zeros((3, 3)), *[np.eye(3)] * 59])}, "covariance is singular"),
+    ],
+)
+def test_there_is_no_density_without_variance(data, options, message, method):
+    model = FlowMatchingSampler(**options).fit(data)
+    model.set_params(variance=1.0, covariance=None)  # which is for the next fit
+    with pytest.raises(ValueError, match=message):
+        getattr(model, method)(data)
+
+
+def test_a_schedule_that_ends_in_noise_has_a_density_without_variance(data):
+    model = FlowMatchingSampler(variance=0.0, schedule=schedules.OptimalTransport(0.2)).fit(data)
+    theirs = KernelDensity(bandwidth=0.2).fit(data)
+    np.testing.assert_allclose(model.score_samples(data), theirs.score_samples(data), rtol=1e-10)

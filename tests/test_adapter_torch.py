@@ -337,6 +337,9 @@ def test_errors():
     module = VelocityModule(field)
     with pytest.raises(TypeError, match="field is int; accepted is a VelocityField"):
         VelocityModule(3)
+    for field in (3, torch.tensor(True), np.zeros(2)):
+        with pytest.raises(TypeError, match=r"field is .*; accepted is a VelocityField"):
+            velocity(field, torch.zeros(2), 0.3)
     with pytest.raises(TypeError, match="x is ndarray; accepted is a tensor"):
         module(x.numpy(), 0.5)
     with pytest.raises(TypeError, match="dense"):

@@ -618,3 +618,27 @@ def test_one_point_far_wider_than_all_others(variant, size, place):
         for name in ("velocity", "log_density"):
             want = getattr(exact, name)(x.astype(np.float64), t)
             np.testing.assert_allclose(getattr(field, name)(x, t), want, rtol=0, atol=2e-5 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("variance", [1e-38, 1e-42, 1e-60])
+@pytest.mark.parametrize("each", [False, True], ids=["one time", "a time for each"])
+def test_float32_score_of_a_variance_below_float32(backend, variance, each):
+    """1 / D is beyond float32 where the score itself is not."""
+    field = ff.VelocityField(np.zeros((1, 3)), variance=variance, backend=backend)
+    x = np.float32(variance**0.5) * np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    score = field.score(x, np.ones(4) if each else 1.0)
+    assert score.dtype == np.float32
+    np.testing.assert_allclose(score, -x.astype(np.float64) / variance, rtol=1e-6)
+
+
+@pytest.mark.parametrize("largest", [1e36, 1e39, 1e60])
+@pytest.mark.parametrize("name", ["velocity", "target_mean", "source_mean", "score"])
+def test_variances_beyond_float32_at_times_of_their_own(backend, name, largest):
+    """At t = 0 they do not count, though the moments that hold them overflow there."""
+    rng = np.random.default_rng(0)
+    field = ff.VelocityField(rng.normal(size=(5, 3)), variance=np.linspace(0.5, 1.0, 5) * largest, backend=backend)
+    x, t = rng.normal(size=(4, 3)), np.array([0.0, 0.0, 0.5, 1e-3])
+    expected = np.stack([getattr(field, name)(row, time) for row, time in zip(x, t, strict=True)])
+    found = getattr(field, name)(x.astype(np.float32), t)
+    scale = np.maximum(np.abs(expected).max(axis=1, keepdims=True), 1e-30)  # less is zero in float32
+    np.testing.assert_allclose(found / scale, expected / scale, rtol=0, atol=1e-5)

@@ -23,7 +23,8 @@ import numpy as np
 
 from .._optional import require
 from ..field import VelocityField
-from ._tensors import tensor
+from ._asked import a_field
+from ._tensors import real_values, tensor
 
 if TYPE_CHECKING:
     import torch
@@ -47,9 +48,7 @@ class NoisePosterior:
     """
 
     def __init__(self, field: VelocityField):
-        if not isinstance(field, VelocityField):
-            raise TypeError(f"field is {type(field).__name__}; accepted is a VelocityField")
-        source = field.source
+        source = a_field(field).source
         if source.variance is None:
             raise ValueError(
                 "field has a source_covariance, and samplers start from standard normal noise; accepted is a field "
@@ -72,24 +71,30 @@ class NoisePosterior:
         """`E[n | z]` and `E[x_f | z]`, both of the shape, dtype and device of z.
 
         Args:
-            z: (B, *event), floating point; half precision is computed in float32.
+            z: (B, *event), floating point, as `check` has it; half precision is computed in float32.
             a, b: factors of noise and data, not negative, float64, both 0-d or both (B,).
             label: (B,) classes, or None for all data.
             free: (B,) bool, with label: queries that see all data nevertheless.
             guidance: strength of guidance towards the label.
         """
-        if not isinstance(z, torch.Tensor) or not z.is_floating_point():
-            found = z.dtype if isinstance(z, torch.Tensor) else type(z).__name__
-            raise TypeError(f"the sample is {found}; accepted is a tensor of floating point numbers")
-        event = self.field.event_shape
-        if z.ndim != 1 + len(event) or tuple(z.shape[1:]) != event:
-            accepted = f"(batch, {', '.join(map(str, event))}) with the events of the field"
-            raise ValueError(f"the sample has shape {tuple(z.shape)}; accepted is {accepted}")
         if a.ndim and a.shape != (len(z),):
             raise ValueError(f"there are {a.size} noise levels for {len(z)} samples; accepted is one, or one for each")
         wide = z if z.dtype == torch.float64 else z.float()
         noise, data = _Means.apply(wide, _Query(self, a, b, label, free, float(guidance)))
         return noise.to(z.dtype), data.to(z.dtype)
+
+    def check(self, z: Any) -> None:
+        """Raise TypeError or ValueError where z is not (B, *event) of dense floating point numbers."""
+        if not isinstance(z, torch.Tensor) or not z.is_floating_point():
+            found = z.dtype if isinstance(z, torch.Tensor) else type(z).__name__
+            raise TypeError(f"the sample is {found}; accepted is a tensor of floating point numbers")
+        if z.is_meta or z.is_nested or z.layout is not torch.strided:
+            kind = "without values" if z.is_meta else "nested or sparse"
+            raise TypeError(f"the sample is a tensor that is {kind}; accepted is a dense one")
+        event = self.field.event_shape
+        if z.ndim != 1 + len(event) or tuple(z.shape[1:]) != event:
+            accepted = f"(batch, {', '.join(map(str, event))}) with the events of the field"
+            raise ValueError(f"the sample has shape {tuple(z.shape)}; accepted is {accepted}")
 
     def place(self, z: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """x, of the shape of z, and t, of the shape of a and b.
@@ -179,6 +184,13 @@ def column(factor: np.ndarray, z: np.ndarray) -> np.ndarray:
     return factor.reshape(-1, *(1,) * (z.ndim - 1))
 
 
+def exact(name: str, value: Any) -> np.ndarray:
+    """Real numbers, or a tensor of them, as float64; lists and numbers are not rounded on the way."""
+    if not isinstance(value, torch.Tensor):
+        value = tensor(name, value, torch.float64)
+    return real_values(name, value).astype(np.float64)
+
+
 def levels(name: str, value: Any, least: float, largest: float, meaning: str) -> np.ndarray:
     """Noise levels that a sampler gave, as 0-d or (B,) float64.
 
@@ -189,9 +201,10 @@ def levels(name: str, value: Any, least: float, largest: float, meaning: str) ->
         meaning: what that is, for the message.
 
     Raises:
+        TypeError: no number, or a tensor without values.
         ValueError: a value outside, or a shape with more than one axis.
     """
-    array = tensor(name, value, torch.float64).detach().cpu().double().numpy()
+    array = exact(name, value)
     array = array.reshape(()) if array.size == 1 else array
     if array.size != max(array.shape, default=1):
         raise ValueError(f"{name} has shape {array.shape}; accepted is one number, or one for each sample")

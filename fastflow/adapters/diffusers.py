@@ -19,7 +19,7 @@ from .._arrays import real_number, whole_numbers
 from .._optional import require
 from ..field import VelocityField
 from ._noise import NoisePosterior, levels
-from ._tensors import strength, tensor
+from ._tensors import real_values, strength
 
 if TYPE_CHECKING:
     import torch
@@ -67,11 +67,14 @@ class FlowModel(torch.nn.Module):
         guidance: float = 0.0,
     ):
         super().__init__()
-        real_number("num_train_timesteps", num_train_timesteps, positive=True)
+        num_train_timesteps = real_number("num_train_timesteps", num_train_timesteps, positive=True)
+        if num_train_timesteps.is_integer():
+            num_train_timesteps = int(num_train_timesteps)
         if null_label is not None:
             null_label = int(whole_numbers("null_label", null_label, ()))
         self._posterior = NoisePosterior(field)
-        self.field, self.null_label, self.guidance = field, null_label, strength(guidance)
+        self.field, self.null_label = field, null_label
+        self.guidance = real_number("guidance", strength(guidance))
         config = {"num_train_timesteps": num_train_timesteps}
         if len(field.event_shape) == 3:
             channels, height, width = field.event_shape
@@ -109,16 +112,17 @@ class FlowModel(torch.nn.Module):
             TypeError: sample is no tensor of floating point numbers.
             ValueError: a shape, timestep or class that is not accepted.
         """
+        self._posterior.check(sample)
         last = self.config.num_train_timesteps
         meaning = f"one of the scheduler's timesteps, from {last} (noise) to 0 (data)"
         sigma = levels("timestep", timestep, 0.0, last, meaning) / last
         label = free = None
         if class_labels is not None:
-            label = tensor("class_labels", class_labels).numpy(force=True)
+            label = real_values("class_labels", class_labels)
             if label.size not in (1, len(sample)):
                 accepted = f"one class, or one for each of {len(sample)} samples"
                 raise ValueError(f"class_labels has shape {label.shape}; accepted is {accepted}")
-            label = np.broadcast_to(label.reshape(-1), len(sample))
+            label = np.broadcast_to(whole_numbers("class_labels", label.reshape(-1)), len(sample))
             free = None if self.null_label is None else label == self.null_label
         noise, data = self._posterior(sample, sigma, 1.0 - sigma, label=label, free=free, guidance=self.guidance)
         output = noise - data

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._arrays import real_number, whole_numbers
 from .._optional import require
 from ..field import VelocityField
-from ._noise import LARGEST_NOISE, NoisePosterior, levels
-from ._tensors import strength
+from ._noise import LARGEST_NOISE, NoisePosterior, exact, levels
+from ._tensors import real_values, strength, tensor
 
 if TYPE_CHECKING:
     import torch
@@ -43,14 +44,15 @@ class Denoiser(torch.nn.Module):
         img_channels, img_resolution: of a field whose events are square images (C, H, H), else None.
 
     Raises:
-        TypeError: field is no field.
-        ValueError: the source of the field is not isotropic.
+        TypeError: field is no field, or guidance no number.
+        ValueError: the source of the field is not isotropic, or sigma_data not positive.
     """
 
     def __init__(self, field: VelocityField, *, guidance: float = 0.0, sigma_data: float = 0.5):
         super().__init__()
         self._posterior = NoisePosterior(field)
-        self.field, self.guidance, self.sigma_data = field, strength(guidance), sigma_data
+        self.field, self.guidance = field, real_number("guidance", strength(guidance))
+        self.sigma_data = real_number("sigma_data", sigma_data, positive=True)
         self.sigma_min, self.sigma_max = 0.0, math.inf
         self.label_dim = len(field.classes)
         square = len(field.event_shape) == 3 and field.event_shape[1] == field.event_shape[2]
@@ -79,6 +81,7 @@ class Denoiser(torch.nn.Module):
             TypeError: x is no tensor of floating point numbers.
             ValueError: a shape, noise level or class that is not accepted.
         """
+        self._posterior.check(x)
         sigma = levels("sigma", sigma, 0.0, LARGEST_NOISE, "a noise level, from 0 (data) up to large ones (noise)")
         free = None
         if class_labels is not None:
@@ -86,13 +89,17 @@ class Denoiser(torch.nn.Module):
                 raise ValueError("class_labels and label are both given; accepted is one of them")
             label, free = self._classes(class_labels, len(x))
         elif label is not None:
-            label = np.broadcast_to(torch.as_tensor(label).numpy(force=True), len(x))
+            label = real_values("label", label)
+            if label.shape not in ((), (1,), (len(x),)):
+                accepted = f"one class, or one for each of {len(x)} samples"
+                raise ValueError(f"label has shape {label.shape}; accepted is {accepted}")
+            label = np.broadcast_to(whole_numbers("label", label.reshape(-1)), len(x))
         one = np.ones_like(sigma)
         return self._posterior(x, sigma, one, label=label, free=free, guidance=self.guidance)[1]
 
     def round_sigma(self, sigma: Any) -> torch.Tensor:
         """The nearest noise level that the network knows: sigma itself, as a tensor."""
-        return torch.as_tensor(sigma)
+        return tensor("sigma", sigma)
 
     def sigma_at(self, t: Any) -> torch.Tensor:
         """The noise level along the field's own schedule, `alpha(t) sqrt(s_i) / beta(t)`.
@@ -104,14 +111,22 @@ class Denoiser(torch.nn.Module):
 
         Returns:
             float64 tensor of the shape of t; inf where beta is 0.
+
+        Raises:
+            TypeError: t is no number.
+            ValueError: a time outside of [0, 1].
         """
-        at = self.field.schedule(torch.as_tensor(t, dtype=torch.float64).numpy(force=True))
+        times = exact("t", t)
+        bad = ~((times >= 0.0) & (times <= 1.0))
+        if bad.any():
+            raise ValueError(f"t is {times[bad].flat[0]:g}; times must lie in [0, 1] (0 = source, 1 = data)")
+        at = self.field.schedule(times)
         alpha, beta = torch.from_numpy(at.alpha), torch.from_numpy(at.beta)
         return alpha * math.sqrt(self.field.source.variance) / beta
 
     def _classes(self, one_hot: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Class of each row, and which rows have none."""
-        rows = torch.as_tensor(one_hot).numpy(force=True)
+        rows = real_values("class_labels", one_hot)
         accepted = f"one-hot rows (batch, {self.label_dim}), one for each of the {self.label_dim} classes of the field"
         if rows.ndim != 2 or rows.shape[1] != self.label_dim or len(rows) not in (1, count) or not self.label_dim:
             raise ValueError(f"class_labels has shape {rows.shape}; accepted is {accepted}")

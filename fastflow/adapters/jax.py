@@ -13,7 +13,6 @@ queries, so batching joins axes into one call, and both are linear or refused in
 
 from __future__ import annotations
 
-import operator
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from .. import _arrays
 from .._optional import require
 from ..field import VelocityField
 from . import xla
+from ._asked import FAR, a_field, check_label, far_from_time
 
 if TYPE_CHECKING:
     import jax
@@ -90,6 +90,9 @@ def ode_function(
     field.sample(np.empty((0, *field.event_shape)), steps=1, t_span=t_span)
 
     def fun(t: Any, x: Any, args: Any = None) -> jax.Array:
+        t = _real("t", t)
+        if not isinstance(t, jax.core.Tracer) and not bool(jnp.all((t >= -FAR) & (t <= 1.0 + FAR))):
+            raise far_from_time(float(t.reshape(-1)[jnp.argmin((t >= -FAR) & (t <= 1.0 + FAR))]))
         return velocity(x, jax.lax.stop_gradient(jnp.clip(t, 0.0, 1.0)))
 
     return fun
@@ -109,17 +112,16 @@ class VelocityFunction:
     """
 
     def __init__(self, field: VelocityField, *, label: int | None = None, guidance: float = 0.0, route: str = "auto"):
-        if not isinstance(field, VelocityField):
-            raise TypeError(f"field is {type(field).__name__}; accepted is a VelocityField")
+        a_field(field)
         if route not in _ROUTES:
             raise ValueError(f"route is {_arrays.shown(route)}; accepted is one of {', '.join(_ROUTES)}")
         if label is not None:
-            try:
-                label = operator.index(label)
-            except TypeError:
-                raise TypeError(f"label is {_arrays.shown(label)}; accepted is one class, a whole number") from None
+            array = _arrays.any_array("label", label)
+            if array.ndim or array.dtype.kind not in "iu":
+                raise TypeError(f"label is {_arrays.shown(label)}; accepted is one class, a whole number")
+            label = int(array)
         guidance = _arrays.real_number("guidance", guidance)
-        field(np.empty((0, *field.event_shape)), 0.0, label=label, guidance=guidance)  # what it says of label, guidance
+        check_label(field, label, guidance)
         self.field, self.label, self.guidance = field, label, guidance
         # Guided derivatives are sums too, which a field's own guided pass does not give.
         labels = (label,) if guidance == 0.0 else (label, None)
@@ -182,7 +184,7 @@ def _real(name: str, value: Any) -> jax.Array:
     """`value` as an array of JAX, or TypeError naming it."""
     try:
         array = jnp.asarray(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise TypeError(f"{name} cannot be read as an array ({error}); accepted are real numbers") from None
     if not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
         raise TypeError(f"{name} has dtype {array.dtype}; accepted are real numbers")

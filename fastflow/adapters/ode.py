@@ -14,6 +14,10 @@ Gradients in x flow through the steps; times are taken as constants, so nothing 
 The adaptive methods of `torchdiffeq.odeint` record how they choose their first step from the state, which is then an
 error of the gradient, small as that step is: `odeint_adjoint`, or a first step of your own
 (`options={"first_step": 1e-3}`), has none.
+
+Two methods of torchdyn 1.0.6 go wrong with any velocity that depends on time: "rk4" gives its stages the times of
+others, and an adaptive method that is sent from 1 to 0 starts with a velocity of the wrong sign. Its "euler" and
+"midpoint" are right both ways, its adaptive ones from 0 to 1.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._optional import require
 from ..field import VelocityField
+from ._asked import FAR, check_label, far_from_time
 from ._tensors import strength, tensor
 from .torch import VelocityModule
 
@@ -32,10 +37,6 @@ else:
     torch = require("torch", "torch")
 
 __all__ = ["TimeFirst", "velocity_near"]
-
-# How far past an end of [0, 1] a step may look. Adaptive steps grow tenfold at most from one that lay inside, and what
-# is meant otherwise (a step number, a noise level, time in percent) is larger.
-_FAR = 10.0
 
 
 class TimeFirst(VelocityModule):
@@ -47,11 +48,15 @@ class TimeFirst(VelocityModule):
         field: the field.
         label: a class of the field's labels, or (B,) with one for each query.
         guidance: strength of guidance towards the label.
+
+    Raises:
+        TypeError, ValueError: field is no field, label none of its classes, or guidance no number or without label.
     """
 
     def __init__(self, field: VelocityField, *, label: Any = None, guidance: float = 0.0):
         super().__init__(field)
         self.label, self.guidance = label, strength(guidance)
+        check_label(field, label, self.guidance)
 
     def forward(self, t: Any, x: torch.Tensor, args: Any = None) -> torch.Tensor:
         """The velocity at x and t, differentiable in x.
@@ -89,10 +94,9 @@ def velocity_near(velocity: Callable[..., torch.Tensor], x: torch.Tensor, t: Any
         found = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
         raise TypeError(f"the state x is {found}; accepted is a tensor of floating point numbers")
     t = tensor("t", t, torch.float64)
-    near = (t >= -_FAR) & (t <= 1.0 + _FAR)
+    if t.is_meta or t.is_complex():
+        raise TypeError(f"the time t is a tensor of {t.dtype} on {t.device}; accepted are real numbers with values")
+    near = (t >= -FAR) & (t <= 1.0 + FAR)
     if not bool(near.all()):
-        raise ValueError(
-            f"the time t is {t[~near].flatten()[0].item():g}; accepted is 0 (noise) to 1 (data), which a solver that "
-            f"looks ahead may overshoot by {_FAR:g}"
-        )
+        raise far_from_time(t[~near].flatten()[0].item())
     return velocity(x, t.detach().clamp(0.0, 1.0), **options)

@@ -9,6 +9,7 @@ import numpy as np
 
 from .. import _arrays
 from ..field import VelocityField
+from ._asked import FAR, a_field, check_label, far_from_time
 
 __all__ = ["ode_function"]
 
@@ -35,19 +36,18 @@ def ode_function(
     Returns:
         `fun(t, y)`, y of shape (B * D,), D the number of values in an event, or (B * D, k), k states in columns; the
         result has the shape of y and is float64. It raises TypeError or ValueError for a y of another kind, and for
-        times that are no number.
+        times that are no number or too far outside of [0, 1] to be an overshoot.
 
     Raises:
         TypeError, ValueError: an argument that is not accepted; among them a start at t = 1 of a field without
             variance, where the distribution is a set of points and no flow out of it is defined.
     """
-    if not isinstance(field, VelocityField):
-        raise TypeError(f"field is {type(field).__name__}; accepted is a VelocityField")
-    event = field.event_shape
+    event = a_field(field).event_shape
     size = int(np.prod(event))
-    # A sampler without points makes the checks of the interval, of the class and of the guidance.
-    one_class = label if label is None or np.ndim(label) == 0 else np.empty(0, np.int64)
-    field.sample(np.empty((0, *event)), steps=1, t_span=t_span, label=one_class, guidance=guidance)
+    field.sample(np.empty((0, *event)), steps=1, t_span=t_span)  # which makes the checks of the interval
+    check_label(field, label, guidance)
+    if label is not None:
+        label = np.array(_arrays.any_array("label", label))
 
     def fun(t: float, y: np.ndarray) -> np.ndarray:
         y = _arrays.real_array("y", y)
@@ -56,12 +56,17 @@ def ode_function(
                 f"y has shape {y.shape}; accepted is (B * {size},), B events of shape {event} one after another, or "
                 f"(B * {size}, k) with k such states in columns"
             )
-        time = float(t)
-        if time == time:  # NaN is left for the field to refuse
-            time = min(max(time, 0.0), 1.0)
+        if type(t) is not float:
+            t = _arrays.real_array("t", t)
+            if t.size != 1:
+                raise ValueError(f"t has shape {t.shape}; accepted is one time for all points")
+            t = float(t.reshape(()))
+        if not -FAR <= t <= 1.0 + FAR:
+            raise far_from_time(t)
+        time = min(max(t, 0.0), 1.0)
         states = np.ascontiguousarray(y.T, dtype=np.float64).reshape(-1, *event)
         labels = label
-        if one_class is not label and y.ndim == 2:
+        if label is not None and label.ndim and y.ndim == 2:
             labels = np.tile(label, y.shape[1])
         velocity = field.velocity(states, time, label=labels, guidance=guidance)
         return velocity.reshape(y.T.shape).T

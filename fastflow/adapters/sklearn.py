@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import _arrays
 from .._optional import require
 from ..field import VelocityField
 
@@ -86,6 +87,11 @@ class FlowMatchingSampler(DensityMixin, BaseEstimator):
         """
         # A copy, as a field works on the caller's memory and the caller may change it after fit.
         X = validate_data(self, X, dtype=[np.float64, np.float32], order="C", copy=True)
+        if sample_weight is not None:
+            sample_weight = _arrays.real_array("sample_weight", sample_weight)
+            if sample_weight.shape != (len(X),):
+                accepted = f"({len(X)},), one for each sample"
+                raise ValueError(f"sample_weight has shape {sample_weight.shape}; accepted is {accepted}")
         self.field_ = VelocityField(
             X,
             weights=sample_weight,
@@ -98,6 +104,10 @@ class FlowMatchingSampler(DensityMixin, BaseEstimator):
             backend=self.backend,
             num_threads=self.num_threads,
         )
+        name, widths = ("variance", self.variance) if self.covariance is None else ("covariance", self.covariance)
+        widths = np.asarray(_arrays.any_array(name, widths), dtype=np.float64)
+        some_point = not (np.any(widths) if name == "covariance" else np.all(widths))
+        self._without_density = name if some_point and self.field_.schedule(1.0).alpha == 0.0 else None
         return self
 
     def score_samples(self, X: Any) -> np.ndarray:
@@ -114,9 +124,10 @@ class FlowMatchingSampler(DensityMixin, BaseEstimator):
             ValueError: X is not accepted, or there is no variance and so no density.
         """
         check_is_fitted(self)
-        if self.covariance is None and not np.all(np.asarray(self.variance) > 0.0):
+        if self._without_density is not None:
             raise ValueError(
-                "variance is 0, with which the data are a set of points without a density; accepted is variance > 0"
+                f"{self._without_density} is 0, with which the data are a set of points without a density; accepted is "
+                "one above 0"
             )
         X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
         return self.field_.log_density(X, 1.0)
@@ -137,10 +148,14 @@ class FlowMatchingSampler(DensityMixin, BaseEstimator):
 
         Raises:
             NotFittedError: before `fit`.
+            TypeError: n_samples is no whole number.
             ValueError: a parameter is not accepted.
         """
         check_is_fitted(self)
-        if not n_samples >= 1:
-            raise ValueError(f"n_samples is {n_samples!r}; accepted is a whole number of at least 1")
+        if isinstance(n_samples, bool) or not isinstance(n_samples, int | np.integer):
+            raise TypeError(f"n_samples is {_arrays.shown(n_samples)}; accepted is a whole number of at least 1")
+        if not 1 <= n_samples <= _arrays.LARGEST_COUNT:
+            accepted = f"a whole number from 1 to {_arrays.LARGEST_COUNT:g}"
+            raise ValueError(f"n_samples is {_arrays.shown(n_samples)}; accepted is {accepted}")
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         return self.field_.sample(n_samples, steps=self.steps, method=self.method, seed=seed)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._optional import require
 from ..field import VelocityField
+from ._asked import a_field
 from ._tensors import strength, tensor
 
 if TYPE_CHECKING:
@@ -92,16 +93,6 @@ def _product(
     return result
 
 
-@_velocity.register_fake
-def _(x: Any, t: Any, label: Any, field: int, guidance: float) -> torch.Tensor:
-    return x.new_empty(x.shape, dtype=x.dtype if x.is_floating_point() else torch.float64)
-
-
-@_product.register_fake
-def _(x: Any, t: Any, u: Any, label: Any, field: int, guidance: float, transposed: bool) -> torch.Tensor:
-    return x.new_empty(x.shape, dtype=x.dtype if x.is_floating_point() else torch.float64)
-
-
 # Gradients ----------------------------------------------------------------------------------------------------
 
 _NO_TIME_GRADIENT = "t requires grad, and the derivative of the velocity in t is not known; accepted is t.detach()"
@@ -141,35 +132,31 @@ def _no_second(ctx: Any, *_: Any) -> Any:
     )
 
 
-_velocity.register_autograd(_gradient, setup_context=_keep)
-_product.register_autograd(_no_second, setup_context=_keep_nothing)
+def _differentiated(name: str, operator: Any, keep: Any, backward: Any, jvp: Any) -> type[torch.autograd.Function]:
+    """Tell an operator the shape of its result and its gradient, for graphs; and as a function that calls it what
+    operators lack: a forward derivative, and the transformations of `torch.func`."""
+
+    @operator.register_fake
+    def _(x: Any, *others: Any) -> torch.Tensor:
+        return x.new_empty(x.shape, dtype=x.dtype if x.is_floating_point() else torch.float64)
+
+    operator.register_autograd(backward, setup_context=keep)
+    members = {"forward": lambda *inputs: operator(*inputs), "setup_context": keep, "backward": backward, "jvp": jvp}
+    members = {key: staticmethod(member) for key, member in members.items()}
+    return type(name, (torch.autograd.Function,), {"generate_vmap_rule": True, **members})
 
 
-class _Velocity(torch.autograd.Function):
-    """The operator with what operators lack: a forward derivative, and the transformations of `torch.func`."""
-
-    generate_vmap_rule = True
-    forward = staticmethod(lambda *inputs: _velocity(*inputs))
-    setup_context = staticmethod(_keep)
-    backward = staticmethod(_gradient)
-    jvp = staticmethod(_derivative)
-
-
-class _Product(torch.autograd.Function):
-    """The same for the product."""
-
-    generate_vmap_rule = True
-    forward = staticmethod(lambda *inputs: _product(*inputs))
-    setup_context = staticmethod(_keep_nothing)
-    backward = staticmethod(_no_second)
-    jvp = staticmethod(_no_second)
+_FUNCTIONS = {
+    _velocity: _differentiated("_Velocity", _velocity, _keep, _gradient, _derivative),
+    _product: _differentiated("_Product", _product, _keep_nothing, _no_second, _no_second),
+}
 
 
 def _apply(operator: Any, *inputs: Any) -> torch.Tensor:
     """Call an operator: as such where a graph is compiled, else with its derivatives."""
     if torch.compiler.is_compiling():
         return operator(*inputs)
-    return (_Velocity if operator is _velocity else _Product).apply(*inputs)
+    return _FUNCTIONS[operator].apply(*inputs)
 
 
 # vmap ---------------------------------------------------------------------------------------------------------
@@ -243,11 +230,11 @@ def velocity(field: VelocityField, x: torch.Tensor, t: Any, label: Any = None, g
         mode, are exact products with the Jacobian: `VelocityField.vjp` and `VelocityField.jvp`.
 
     Raises:
-        TypeError: x is no tensor.
+        TypeError: field is no field, x no tensor, or t, label or guidance no numbers.
         ValueError: as `VelocityField.velocity`; or t requires grad, for that gradient is not known.
         NotImplementedError: on a second backward, through a gradient.
     """
-    return _evaluated(_number(field), x, t, label, guidance)
+    return _evaluated(_number(a_field(field)), x, t, label, guidance)
 
 
 def _evaluated(number: int, x: torch.Tensor, t: Any, label: Any, guidance: float) -> torch.Tensor:
@@ -255,6 +242,8 @@ def _evaluated(number: int, x: torch.Tensor, t: Any, label: Any, guidance: float
         raise TypeError(f"x is {type(x).__name__}; accepted is a tensor")
     if x.layout is not torch.strided:
         raise TypeError(f"x has the layout {x.layout}; accepted is a dense tensor, such as x.to_dense()")
+    if x.is_nested:
+        raise TypeError("x is a nested tensor; accepted is a dense one, such as x.to_padded_tensor(...)")
     t = tensor("t", t, torch.float64)
     if t.requires_grad and torch.is_grad_enabled():
         raise ValueError(_NO_TIME_GRADIENT)
@@ -279,9 +268,7 @@ class VelocityModule(torch.nn.Module):
 
     def __init__(self, field: VelocityField):
         super().__init__()
-        if not isinstance(field, VelocityField):
-            raise TypeError(f"field is {type(field).__name__}; accepted is a VelocityField")
-        self.field = field
+        self.field = a_field(field)
         self._number = _number(field)
 
     def forward(self, x: torch.Tensor, t: Any, *, label: Any = None, guidance: float = 0.0) -> torch.Tensor:

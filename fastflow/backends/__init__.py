@@ -186,11 +186,12 @@ def choose(name: str = "auto", num_threads: int | None = None) -> Choice:
     """Settle backend, instruction set and threads from the arguments and the environment.
 
     An argument goes before the environment (`FASTFLOW_BACKEND`, `FASTFLOW_ISA`, `FASTFLOW_NUM_THREADS`), and that
-    before the default. What cannot be honoured raises ValueError.
+    before the default. What cannot be honoured raises ValueError; but an instruction set of the environment does not
+    concern a backend without any that an argument asks for.
     """
     if not isinstance(name, str):
         raise TypeError(f"backend is {type(name).__name__}; accepted is one of {_known()}")
-    origin = f"backend={name!r}"
+    origin, by_argument = f"backend={name!r}", name != "auto"
     if name == "auto" and os.environ.get("FASTFLOW_BACKEND"):
         name = os.environ["FASTFLOW_BACKEND"]
         origin = f"FASTFLOW_BACKEND={name}"
@@ -206,7 +207,7 @@ def choose(name: str = "auto", num_threads: int | None = None) -> Choice:
 
     isa = backend.isas[-1] if backend.isas else None
     wanted = os.environ.get("FASTFLOW_ISA")
-    if wanted:
+    if wanted and (backend.isas or not by_argument):
         if wanted not in backend.isas:
             can = ", ".join(backend.isas) or "none"
             raise ValueError(f"FASTFLOW_ISA={wanted} cannot be honoured by backend {chosen}; it can run here: {can}")
