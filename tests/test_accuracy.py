@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 import oracle
@@ -96,7 +96,10 @@ class Problem:
     case: Case
     data: np.ndarray
     options: dict
-    oracle: oracle.Oracle
+
+    @cached_property
+    def oracle(self) -> oracle.Oracle:
+        return oracle.Oracle(self.data, schedule=self.case.schedule, **self.options)
 
     @property
     def variance(self) -> float:
@@ -145,8 +148,7 @@ def problem(case: Case) -> Problem:
         # Rounded to float32: a storage type narrower than that of the option is not at issue here.
         options["source_mean"] = rng.standard_normal(d).astype(np.float32).astype(np.float64)
         options["source_variance"] = 2.25
-    data = data.astype(dtype)
-    return Problem(case, data, options, oracle.Oracle(data, schedule=case.schedule, **options))
+    return Problem(case, data.astype(dtype), options)
 
 
 def make_queries(problem: Problem, t: float, kinds, rng) -> np.ndarray:
@@ -177,7 +179,10 @@ def questions(case: Case, t: float, kinds: tuple = QUERIES):
     """Queries and the oracle's answers. Shared by all variants, so each is computed once."""
     p = problem(case)
     x = make_queries(p, t, kinds, case.random(t))
-    return x, [p.oracle(row, t) for row in x]
+    answers = oracle.remembered(
+        lambda: [p.oracle(row, t) for row in x], "accuracy", p.data, case.schedule, p.options, x, t
+    )
+    return x, answers
 
 
 # ------------------------------------------------------------------------------------------------

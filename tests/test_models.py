@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 import oracle
@@ -138,7 +138,10 @@ class Problem:
     case: Case
     data: np.ndarray
     options: dict
-    oracle: Oracle
+
+    @cached_property
+    def oracle(self) -> Oracle:
+        return Oracle(self.data, schedule=self.case.schedule, **self.options)
 
     def field(self, variant, **more):
         return variant.field(self.data, schedule=SCHEDULES[self.case.schedule](), **self.options, **more)
@@ -176,8 +179,7 @@ def problem(case: Case) -> Problem:
         options["source_mean"] = rng.standard_normal(d).astype(np.float32).astype(np.float64)
         if "source_covariance" not in options:
             options["source_variance"] = 2.25
-    data = data.astype(case.dtype)
-    return Problem(case, data, options, Oracle(data, schedule=case.schedule, **options))
+    return Problem(case, data.astype(case.dtype), options)
 
 
 def noise(rng, spread, d) -> np.ndarray:
@@ -216,7 +218,11 @@ def questions(case: Case, t: float, kinds: tuple):
     p, rng = problem(case), case.random(t)
     x = make_queries(p, t, kinds, rng)
     u = rng.standard_normal(x.shape).astype(x.dtype)
-    return x, u, [p.oracle(row, t, direction) for row, direction in zip(x, u, strict=True)]
+    answers = oracle.remembered(
+        lambda: [p.oracle(row, t, direction) for row, direction in zip(x, u, strict=True)],
+        *("models", p.data, case.schedule, p.options, x, t, u),
+    )
+    return x, u, answers
 
 
 # ------------------------------------------------------------------------------------------------
