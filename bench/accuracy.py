@@ -21,7 +21,7 @@ TIMES = (0.1, 0.5, 0.9, 0.99, 0.999)
 SHIFTS = (0.0, 100.0)
 
 # Patches and queries.
-_SIZES = {"short": (500, 4), "full": (20_000, 32)}
+_SIZES = {"short": (500, 4), "full": (8_000, 16)}
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import numpy as np
 SETTLE = 0.2
 
 # Seconds that a turn lasts at least: calls shorter than this are repeated, and the turn is their median.
-TURN = 0.05
+TURN = 0.3
 
 
 class Pace(NamedTuple):

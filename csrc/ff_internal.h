@@ -40,6 +40,7 @@ struct ff_points {
     double *centre;
     double *origin;            /* the point that the centre stands for: scale centre + offset */
     float *narrow_centre;      /* the centre, exactly, where the storage type is not float64 */
+    int centre_is_zero;        /* then mu' is what is stored */
     double *square;            /* |mu'_j|^2 */
     double largest_square, mean_square;
     double *widest;            /* largest variance in each column */
@@ -84,7 +85,7 @@ static inline int64_t ff_rows(const ff_job *job) {
      begin    once for each chunk and worker: make the tile of points in scratch (NULL: nothing to do)
      compute  the partial sums of a block of queries over that chunk, in scratch
      merge    add them to the job's state; called in the order of the chunks for each query
-     write    from the state of a block of queries to results (NULL: what the driver does)
+     write    from the state of a block of queries to results (NULL: what the target's write does)
    Chunks depend on the points alone, and a query's result does not depend on the queries beside it. */
 typedef struct {
     int lanes;       /* queries in a panel of the state */
@@ -117,6 +118,8 @@ typedef struct ff_target {
     /* logits of one query against the points start..stop-1, short of a constant of the query; scratch holds 3 `size`
        values; where the points share one variance, and where they do not */
     ff_logits *logits[FF_STORAGES], *general_logits[FF_STORAGES];
+    /* From the state of some queries, in panels of `lanes`, to their moments */
+    void (*write)(const ff_job *job, int64_t lanes, int64_t query, int64_t count);
     /* |mu'|^2 of the points start..stop-1 */
     void (*squares[FF_STORAGES])(const ff_points *points, int64_t start, int64_t stop, double *squares);
 } ff_target;

@@ -131,17 +131,19 @@ static void NAME_ST(batch_begin)(const ff_job *job, int64_t start, int64_t stop,
     NAME_ST(batch_lay_out)(points, s, scratch);
     const int64_t size = points->size, count = stop - start;
     const int64_t rows = ff_ceil_div(count, FF_ROWS) * FF_ROWS;
-    for (int64_t slice = 0; slice < batch_slices(size); slice++) {
-        const int64_t from = slice * BATCH_SLICE, filled = ff_min(BATCH_SLICE, size - from);
-        FF_TT *tile = s->tile + slice * BATCH_CHUNK * BATCH_SLICE;
-        const FF_TT *centre = FF_CENTRE_T(points) + from;
-        for (int64_t j = 0; j < count; j++) {
-            const FF_STORED *row = NAME_S(row)(points, start + j) + from;
-            FF_TT *to = tile + j * BATCH_SLICE;
-            for (int64_t k = 0; k < filled; k++) to[k] = (FF_TT)VALUE(row[k]) - centre[k];
-            for (int64_t k = filled; k < BATCH_SLICE; k++) to[k] = 0;
+    /* Row by row, so that memory is read as one stream. */
+    for (int64_t j = 0; j < rows; j++) {
+        const FF_STORED *row = NAME_S(row)(points, start + ff_min(j, count - 1));
+        for (int64_t slice = 0; slice < batch_slices(size); slice++) {
+            const int64_t from = slice * BATCH_SLICE, filled = j < count ? ff_min(BATCH_SLICE, size - from) : 0;
+            const FF_TT *centre = FF_CENTRE_T(points) + from;
+            FF_TT *to = s->tile + (slice * BATCH_CHUNK + j) * BATCH_SLICE;
+            int64_t k = 0;
+            for (; k + FF_LANES_T <= filled; k += FF_LANES_T)
+                T(store)(to + k, T(sub)(FF_LOAD_T(row + from + k), T(load)(centre + k)));
+            for (; k < filled; k++) to[k] = (FF_TT)VALUE(row[from + k]) - centre[k];
+            for (; k < batch_width(size, slice); k++) to[k] = 0;
         }
-        memset(tile + count * BATCH_SLICE, 0, (size_t)((rows - count) * BATCH_SLICE) * sizeof *tile);
     }
     for (int64_t j = 0; j < count; j++) {
         s->square[j] = (FF_TT)points->square[start + j];

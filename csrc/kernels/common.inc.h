@@ -23,6 +23,16 @@
 #define FF_STORED FF_PASTE(ff_, FF_S)
 #define FF_LANES_T FF_PASTE(LANES_OF_, FF_T)
 
+/* Tokens as conditions of the preprocessor */
+#define FF_IS_f32 1
+#define FF_IS_f64 0
+#define FF_IS_BYTE_f32 0
+#define FF_IS_BYTE_f64 0
+#define FF_IS_BYTE_f16 0
+#define FF_IS_BYTE_bf16 0
+#define FF_IS_BYTE_u8 1
+#define FF_IS_BYTE_i8 1
+
 #define FF_UNROLL _Pragma("GCC unroll 16")
 
 #include "../simd/exp.h"
@@ -92,20 +102,25 @@ static inline double minus_product(double a, double b, double c) {
 #endif
 }
 
+/* An element of an array in the dtype of the queries. */
+static inline double query_value(const ff_queries *queries, const void *values, int64_t at) {
+    return queries->dtype == FF_FLOAT32 ? (double)((const float *)values)[at] : ((const double *)values)[at];
+}
+static inline void store_result(const ff_queries *queries, void *to, int64_t at, double value) {
+    if (queries->dtype == FF_FLOAT32) ((float *)to)[at] = (float)value;
+    else ((double *)to)[at] = value;
+}
+
 /* Offset e = x - alpha m_i - beta origin of a query, so that r_j = e - beta scale mu'_j. */
 static void query_offset(const ff_points *points, const ff_queries *queries, int64_t query, double *restrict e) {
     const int64_t size = points->size, i = query * queries->stride;
     const double alpha = queries->alpha[i], beta = queries->beta[i];
     const double *restrict origin = points->origin, *restrict mean = points->data.source_mean;
-    if (queries->dtype == FF_FLOAT32) {
-        const float *restrict x = (const float *)queries->x + query * size;
-        for (int64_t k = 0; k < size; k++) e[k] = (double)x[k];
-    } else {
-        memcpy(e, (const double *)queries->x + query * size, (size_t)size * sizeof *e);
-    }
     if (mean)
-        for (int64_t k = 0; k < size; k++) e[k] = minus_product(e[k], alpha, mean[k]);
-    for (int64_t k = 0; k < size; k++) e[k] = minus_product(e[k], beta, origin[k]);
+        for (int64_t k = 0; k < size; k++)
+            e[k] = minus_product(minus_product(query_value(queries, queries->x, query * size + k), alpha, mean[k]), beta, origin[k]);
+    else
+        for (int64_t k = 0; k < size; k++) e[k] = minus_product(query_value(queries, queries->x, query * size + k), beta, origin[k]);
 }
 
 /* The numbers of a query that do not depend on where it is. */
@@ -217,4 +232,39 @@ static inline f64v f64_below(const double *wide, const double *largest) {
 }
 static inline f32v f32_below(const double *wide, const double *largest) {
     return f32_from_f64(f64_below(wide, largest), f64_below(wide + F64_LANES, largest + F64_LANES));
+}
+
+/* From the merged sums of some queries, in panels of `lanes`, to their moments: how most kernels end. */
+static void write_moments(const ff_job *job, int64_t lanes, int64_t query, int64_t count) {
+    const ff_points *points = job->points;
+    const ff_queries *queries = job->queries;
+    const ff_state *state = &job->state;
+    const ff_moments *result = job->result;
+    const int64_t size = points->size, rows = ff_rows(job);
+    const double scale = points->data.scale, *mean_of_source = points->data.source_mean;
+    for (int64_t q = query; q < query + count; q++) {
+        const int64_t i = q * queries->stride;
+        const double alpha = queries->alpha[i], beta = queries->beta[i], total = state->total[q];
+        result->log_total[q] = state->base[q] + state->largest[q] + log(total);
+        if (!job->pointwise) result->log_total[q] -= 0.5 * (double)size * log(queries->variance[i]);
+        if (result->entropy) {
+            result->entropy[q] = log(total) - state->first[q] / total;
+            result->collision[q] = state->second[q] / (total * total);
+        }
+        if (!result->mean) continue;
+        const double *sum = state->sum + q / lanes * rows * lanes + q % lanes;
+        const double gain = job->pointwise ? sum[2 * size * lanes] / total : 0.0;
+        if (job->pointwise) result->gain[q] = gain;
+        for (int64_t k = 0; k < size; k++) {
+            const int64_t at = q * size + k;
+            const double x = query_value(queries, queries->x, at), mean = scale * (sum[k * lanes] / total);
+            const double offset = minus_product(mean_of_source ? minus_product(x, alpha, mean_of_source[k]) : x, beta,
+                                                points->origin[k]);
+            store_result(queries, result->mean, at, points->origin[k] + mean);
+            store_result(queries, result->residual, at, minus_product(offset, beta, mean));
+            if (job->pointwise)
+                store_result(queries, result->gained, at,
+                             minus_product(-beta * scale * (sum[(size + k) * lanes] / total), -gain, offset));
+        }
+    }
 }

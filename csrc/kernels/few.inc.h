@@ -1,22 +1,24 @@
 /* Few queries: bound by the memory bandwidth. A chunk is cut in strips, and one loop takes the dot products of a strip and
    the sums of the strip before, which is still in cache: each point is read from memory once, and memory is read all the
-   time. Vectors run along the dimensions. Included once for each pair of storage type FF_S and compute type FF_T; float64 arithmetic is by residuals
-   throughout, float32 arithmetic as treatment.inc.h tells. */
+   time. Vectors run along the dimensions. Included once for each pair of storage type FF_S and compute type FF_T;
+   float64 arithmetic is by residuals throughout, float32 arithmetic as treatment.inc.h tells. */
 
 #ifndef FF_FEW
 #define FF_FEW
 enum {
     FEW_CHUNK = 256,       /* points: longer sums in the compute type would round too much */
     FEW_STRIP = 32 * 1024, /* bytes of a strip: it stays in the first-level cache */
-    FEW_AHEAD = 1024,      /* bytes from what is read to what is fetched meanwhile: a quarter of a page */
-    FF_LINE = 64           /* bytes of a cache line */
+    /* Bytes from what is read to what is fetched meanwhile, a quarter of a page: it starts the processor's own fetching
+       of the next page early. Twice as far was slower (Zen 3), half as far as fast. */
+    FEW_AHEAD = 1024,
+    FF_LINE = 64 /* bytes of a cache line */
 };
 
-/* What the kernel makes of a query, once: its treatment, e, and q in the compute type. */
+/* What the kernel makes of a query, once: its treatment, e, and q and the centre in the compute type. */
 typedef struct {
     treatment how;
     double *e;
-    void *q;
+    void *q, *centre;
 } few_packed;
 
 /* What a query keeps during a chunk: the points of the last strip that have weight, the sums in float64, and in the
@@ -34,19 +36,25 @@ typedef struct {
 typedef struct {
     few_query query[FEW_QUERIES];
     double logit[FEW_CHUNK];
-    double rows[]; /* 3 of `size` and one value more for each query */
 } few_scratch;
+/* Rows of scratch of each query behind that: two of sums in float64 and one more value, and one in the compute type. */
+enum { FEW_ROWS = 4 };
 
 static int64_t few_chunk(const ff_points *points) {
     (void)points;
     return FEW_CHUNK;
 }
+/* Values of a row of scratch, and of what is packed: rows begin with cache lines. */
+static int64_t few_stride(const ff_points *points) {
+    return (int64_t)(ff_aligned((size_t)points->size * sizeof(double)) / sizeof(double));
+}
 static size_t few_packed_bytes(const ff_job *job) {
-    return ff_aligned((size_t)job->queries->count * (sizeof(few_packed) + 2 * (size_t)job->points->size * sizeof(double)));
+    const size_t count = (size_t)job->queries->count;
+    return ff_aligned(count * sizeof(few_packed)) + count * 3 * (size_t)few_stride(job->points) * sizeof(double);
 }
 static size_t few_scratch_bytes(const ff_points *points, const ff_job *job) {
     (void)job;
-    return sizeof(few_scratch) + FEW_QUERIES * (3 * (size_t)points->size + 1) * sizeof(double);
+    return ff_aligned(sizeof(few_scratch)) + FEW_QUERIES * FEW_ROWS * (size_t)few_stride(points) * sizeof(double);
 }
 
 static void few_merge(const ff_job *job, int64_t start, int64_t stop, int64_t query, int64_t count, void *scratch) {
@@ -114,94 +122,85 @@ static void NAME_ST(few_exact_strip)(const ff_job *job, int64_t start, int64_t s
     NAME_S(accumulate)(points, kept, query->index, query->weight, query->sum + points->size);
 }
 
-/* q.mu' of one point, and beside it, unless `pending` is NULL, sum[k] += weight[i] mu'_k(pending[i]) of four points for
-   a quarter of the dimensions, that of number `quarter`. The point streams from memory while the four, met a strip
-   before, lie in cache: memory is never idle. One point at a time, as a single stream of consecutive lines runs at twice
-   the bandwidth of four; fetching it FEW_AHEAD bytes in advance starts the processor's own prefetching of the next
-   page. Returns the dot product; the sums lack the dimensions from few_fused() on. */
-static inline __attribute__((always_inline)) double NAME_ST(few_dot)(const ff_points *points, const FF_TT *q, int64_t j,
-                                                                       const FF_STORED *const *pending,
-                                                                       const TV *weight, int64_t quarter, FF_TT *sum) {
-    enum { L = FF_LANES_T };
-    const FF_STORED *row = NAME_S(row)(points, j);
-    const FF_TT *centre = FF_CENTRE_T(points);
-    TV part[4] = {T(set1)(0), T(set1)(0), T(set1)(0), T(set1)(0)};
-    const int64_t size = points->size;
-    int64_t k = 0, at = size / (4 * L) * L * quarter;
-    for (; k + 4 * L <= size; k += 4 * L, at += L) {
-        FF_UNROLL
-        for (size_t line = 0; line < 4 * L * sizeof *row; line += FF_LINE)
-            __builtin_prefetch((const char *)(row + k) + FEW_AHEAD + line, 0, 3);
-        FF_UNROLL
-        for (int i = 0; i < 4; i++) {
-            const TV offset = T(sub)(FF_LOAD_T(row + k + i * L), T(load)(centre + k + i * L));
-            part[i] = T(fma)(offset, T(load)(q + k + i * L), part[i]);
-        }
-        if (!pending) continue;
-        const TV c = T(load)(centre + at);
-        TV total = T(load)(sum + at);
-        FF_UNROLL
-        for (int i = 0; i < 4; i++) total = T(fma)(weight[i], T(sub)(FF_LOAD_T(pending[i] + at), c), total);
-        T(store)(sum + at, total);
+/* A block: FEW_WIDTH vectors of a point, in the order that its storage type is unpacked in, and FEW_BIAS above the values.
+   Everything that runs along the dimensions is in that order, up to the last that fill FEW_STEP of them. */
+#if FF_PASTE(FF_IS_BYTE_, FF_S) && FF_PASTE(FF_IS_, FF_T) && defined(F32_BYTE_BLOCK)
+#define FEW_WIDTH 4
+#define FEW_BIAS FF_PASTE(F32_BLOCK_BIAS_, FF_S)
+#define FEW_BLOCK(p, v) FF_PASTE(f32_block_, FF_S)(p, v)
+#define FEW_PLACE(k) f32_block_place(k)
+#else
+#define FEW_WIDTH 1
+#define FEW_BIAS 0
+#define FEW_BLOCK(p, v) (*(v) = FF_LOAD_T(p))
+#define FEW_PLACE(k) (k)
+#endif
+#define FEW_STEP (4 * FEW_WIDTH * FF_LANES_T)
+#define INLINE static inline __attribute__((always_inline))
+
+/* Where dimension k of a point of `size` is in that order. */
+INLINE int64_t NAME_ST(few_place)(int64_t k, int64_t size) {
+    return k < size / FEW_STEP * FEW_STEP ? FEW_PLACE(k) : k;
+}
+
+/* mu' of one vector of a block. */
+INLINE TV NAME_ST(few_offset)(TV stored, const FF_TT *centre, int64_t k, int at_zero) {
+    return at_zero ? stored : T(sub)(stored, T(load)(centre + k));
+}
+
+/* The part of q.mu' of one point that one block has, added to some of `part`, `parts` in all. */
+INLINE void NAME_ST(few_dot_block)(const FF_STORED *row, const FF_TT *q, const FF_TT *centre, int64_t k, int at_zero,
+                                   TV *part, int parts) {
+    TV v[FEW_WIDTH];
+    FEW_BLOCK(row + k, v);
+    FF_UNROLL
+    for (int i = 0; i < FEW_WIDTH; i++) {
+        const int64_t at = k + i * FF_LANES_T;
+        part[i % parts] = T(fma)(NAME_ST(few_offset)(v[i], centre, at, at_zero), T(load)(q + at), part[i % parts]);
     }
-    for (; k + L <= size; k += L)
-        part[0] = T(fma)(T(sub)(FF_LOAD_T(row + k), T(load)(centre + k)), T(load)(q + k), part[0]);
+}
+
+/* sum[k] += weight[i] mu'_k(row[i]) of four points, for one block of k. */
+INLINE void NAME_ST(few_sum_block)(const FF_STORED *const *row, const TV *weight, const FF_TT *centre, int64_t k,
+                                   int at_zero, FF_TT *sum) {
+    TV total[FEW_WIDTH];
+    FF_UNROLL
+    for (int i = 0; i < FEW_WIDTH; i++) total[i] = T(load)(sum + k + i * FF_LANES_T);
+    FF_UNROLL
+    for (int point = 0; point < 4; point++) {
+        TV v[FEW_WIDTH];
+        FEW_BLOCK(row[point] + k, v);
+        FF_UNROLL
+        for (int i = 0; i < FEW_WIDTH; i++)
+            total[i] = T(fma)(weight[point], NAME_ST(few_offset)(v[i], centre, k + i * FF_LANES_T, at_zero), total[i]);
+    }
+    FF_UNROLL
+    for (int i = 0; i < FEW_WIDTH; i++) T(store)(sum + k + i * FF_LANES_T, total[i]);
+}
+
+/* The rest of a dot product, of the dimensions beyond the last step; `part` has the others. */
+INLINE double NAME_ST(few_dot_end)(const FF_STORED *row, const FF_TT *q, const FF_TT *centre, int64_t size, TV part) {
+    enum { L = FF_LANES_T };
+    int64_t k = size / FEW_STEP * FEW_STEP;
+    for (; k + L <= size; k += L) part = T(fma)(T(sub)(FF_LOAD_T(row + k), T(load)(centre + k)), T(load)(q + k), part);
     FF_TT lanes[L];
-    T(store)(lanes, T(add)(T(add)(part[0], part[1]), T(add)(part[2], part[3])));
+    T(store)(lanes, part);
     double dot = 0.0;
     for (int l = 0; l < L; l++) dot += (double)lanes[l];
     for (; k < size; k++) dot += (double)(((FF_TT)VALUE(row[k]) - centre[k]) * q[k]);
     return dot;
 }
 
-/* The same for four points from j on, side by side: where rows are long, the query, the centre and the sums leave the first-level
-   cache, and are loaded once for all of them. */
-static inline __attribute__((always_inline)) void NAME_ST(few_dots4)(const ff_points *points, const FF_TT *q, int64_t j,
-                                                                       const FF_STORED *const *pending,
-                                                                       const TV *weight, FF_TT *sum, double *dots) {
+/* The rest of the sums, likewise. */
+static void NAME_ST(few_sum_end)(const FF_STORED *const *row, const TV *weight, const FF_TT *centre, int64_t size,
+                                 FF_TT *sum) {
     enum { L = FF_LANES_T };
-    const FF_STORED *row[4];
-    for (int i = 0; i < 4; i++) row[i] = NAME_S(row)(points, j + i);
-    const char *ahead = (const char *)row[0] + FEW_AHEAD;
-    const FF_TT *centre = FF_CENTRE_T(points);
-    const int64_t size = points->size;
-    TV part[4] = {T(set1)(0), T(set1)(0), T(set1)(0), T(set1)(0)};
-    int64_t k = 0;
+    int64_t k = size / FEW_STEP * FEW_STEP;
     for (; k + L <= size; k += L) {
-        FF_UNROLL
-        for (size_t line = 0; line < 4 * L * sizeof **row; line += FF_LINE)
-            __builtin_prefetch(ahead + line, 0, 3);
-        ahead += 4 * L * sizeof **row;
-        const TV c = T(load)(centre + k), qk = T(load)(q + k);
-        FF_UNROLL
-        for (int i = 0; i < 4; i++) part[i] = T(fma)(T(sub)(FF_LOAD_T(row[i] + k), c), qk, part[i]);
-        if (!pending) continue;
         TV total = T(load)(sum + k);
         FF_UNROLL
-        for (int i = 0; i < 4; i++) total = T(fma)(weight[i], T(sub)(FF_LOAD_T(pending[i] + k), c), total);
-        T(store)(sum + k, total);
-    }
-    for (int i = 0; i < 4; i++) {
-        FF_TT lanes[L];
-        T(store)(lanes, part[i]);
-        dots[i] = 0.0;
-        for (int l = 0; l < L; l++) dots[i] += (double)lanes[l];
-        for (int64_t l = k; l < size; l++) dots[i] += (double)(((FF_TT)VALUE(row[i][l]) - centre[l]) * q[l]);
-    }
-}
-
-/* sum[k] += weight[i] mu'_k(row[i]) of four points for k = from..size-1. */
-static void NAME_ST(few_accumulate4)(const ff_points *points, const FF_STORED *const *row, const TV *weight, int64_t from,
-                                     FF_TT *sum) {
-    enum { L = FF_LANES_T };
-    const FF_TT *centre = FF_CENTRE_T(points);
-    const int64_t size = points->size;
-    int64_t k = from;
-    for (; k + L <= size; k += L) {
-        const TV c = T(load)(centre + k);
-        TV total = T(load)(sum + k);
-        FF_UNROLL
-        for (int i = 0; i < 4; i++) total = T(fma)(weight[i], T(sub)(FF_LOAD_T(row[i] + k), c), total);
+        for (int i = 0; i < 4; i++)
+            total = T(fma)(weight[i], T(sub)(FF_LOAD_T(row[i] + k), T(load)(centre + k)), total);
         T(store)(sum + k, total);
     }
     for (int i = 0; k < size && i < 4; i++) {
@@ -211,43 +210,85 @@ static void NAME_ST(few_accumulate4)(const ff_points *points, const FF_STORED *c
     }
 }
 
-/* The dot products of points start..stop-1 into the logits, meanwhile the sums of the pending points of the query. */
-static void NAME_ST(few_stream)(const ff_points *points, const FF_TT *q, int64_t start, int64_t stop, few_query *query,
-                                double *dots) {
-    enum { L = FF_LANES_T };
-    FF_TT *sum = query->narrow_sum;
-    const int is_long = points->size > FF_SEGMENT;
-    int64_t done = 0, j = start;
-    for (; j + 4 <= stop || done < query->pending; j += 4) {
-        double *to = dots + (j - start);
-        const int has_next = j + 4 <= stop;
-        if (done >= query->pending) {
-            if (is_long) NAME_ST(few_dots4)(points, q, j, NULL, NULL, NULL, to);
-            else
-                for (int i = 0; i < 4; i++) to[i] = NAME_ST(few_dot)(points, q, j + i, NULL, NULL, 0, NULL);
-            continue;
-        }
-        const FF_STORED *row[4];
-        TV weight[4];
+/* q.mu' of one point, and beside it, unless `pending` is NULL, the sums of four points for a quarter of the dimensions,
+   that of number `quarter`. The point streams from memory while the four, met a strip before, lie in cache: memory is
+   never idle. One point at a time, as a single stream of consecutive lines runs at twice the bandwidth of four; it is
+   fetched FEW_AHEAD bytes in advance. */
+INLINE double NAME_ST(few_dot)(const FF_STORED *row, const FF_TT *q, const FF_TT *centre, int64_t size, int at_zero,
+                               const FF_STORED *const *pending, const TV *weight, int64_t quarter, FF_TT *sum) {
+    enum { BLOCK = FEW_WIDTH * FF_LANES_T };
+    TV part[4] = {T(set1)(0), T(set1)(0), T(set1)(0), T(set1)(0)};
+    const int64_t steps = size / FEW_STEP;
+    for (int64_t step = 0; step < steps; step++) {
+        const int64_t k = step * FEW_STEP;
         FF_UNROLL
-        for (int i = 0; i < 4; i++) {
+        for (size_t line = 0; line < FEW_STEP * sizeof *row; line += FF_LINE)
+            __builtin_prefetch((const char *)(row + k) + FEW_AHEAD + line, 0, 3);
+        FF_UNROLL
+        for (int i = 0; i < 4; i++)
+            NAME_ST(few_dot_block)(row, q, centre, k + i * BLOCK, at_zero, part + i % (4 / FEW_WIDTH), FEW_WIDTH);
+        if (pending) NAME_ST(few_sum_block)(pending, weight, centre, (quarter * steps + step) * BLOCK, at_zero, sum);
+    }
+    return NAME_ST(few_dot_end)(row, q, centre, size, T(add)(T(add)(part[0], part[1]), T(add)(part[2], part[3])));
+}
+
+/* The same for four points side by side: where rows are long, the query, the centre and the sums leave the first-level
+   cache, and are loaded once for all of them. Here four streams, each on pages of its own, are as fast as one. */
+INLINE void NAME_ST(few_dots4)(const FF_STORED *const *row, const FF_TT *q, const FF_TT *centre, int64_t size,
+                               int at_zero, const FF_STORED *const *pending, const TV *weight, FF_TT *sum,
+                               double *dots) {
+    enum { BLOCK = FEW_WIDTH * FF_LANES_T };
+    TV part[4] = {T(set1)(0), T(set1)(0), T(set1)(0), T(set1)(0)};
+    for (int64_t k = 0; k + BLOCK <= size / FEW_STEP * FEW_STEP; k += BLOCK) {
+        FF_UNROLL
+        for (int i = 0; i < 4; i++) NAME_ST(few_dot_block)(row[i], q, centre, k, at_zero, part + i, 1);
+        if (pending) NAME_ST(few_sum_block)(pending, weight, centre, k, at_zero, sum);
+    }
+    for (int i = 0; i < 4; i++) dots[i] = NAME_ST(few_dot_end)(row[i], q, centre, size, part[i]);
+}
+
+/* The dot products of points start..stop-1 into `dots`, meanwhile the sums of the pending points of the query. */
+INLINE void NAME_ST(few_pass)(const ff_points *points, const FF_TT *q, const FF_TT *centre, int at_zero, int64_t start,
+                              int64_t stop, few_query *query, double *dots) {
+    enum { BLOCK = FEW_WIDTH * FF_LANES_T };
+    const int64_t size = points->size;
+    FF_TT *sum = query->narrow_sum;
+    int64_t j = start;
+    for (int64_t done = 0; j + 4 <= stop || done < query->pending; j += 4) {
+        const FF_STORED *next[4], *row[4];
+        TV weight[4];
+        double *to = dots + (j - start);
+        const int has_next = j + 4 <= stop, has_sums = done < query->pending;
+        for (int i = 0; i < 4 && has_next; i++) next[i] = NAME_S(row)(points, j + i);
+        for (int i = 0; i < 4 && has_sums; i++) {
             row[i] = NAME_S(row)(points, query->index[done + i]);
             weight[i] = T(set1)((FF_TT)query->weight[done + i]);
         }
         done += 4;
-        int64_t rest = 0;
-        if (has_next && is_long) {
-            NAME_ST(few_dots4)(points, q, j, row, weight, sum, to);
-            rest = points->size / L * L;
-        } else if (has_next) {
-            for (int i = 0; i < 4; i++) to[i] = NAME_ST(few_dot)(points, q, j + i, row, weight, i, sum);
-            rest = points->size / (4 * L) * (4 * L);
-        }
-        NAME_ST(few_accumulate4)(points, row, weight, rest, sum);
+        if (has_next && has_sums && size > FF_SEGMENT)
+            NAME_ST(few_dots4)(next, q, centre, size, at_zero, row, weight, sum, to);
+        else if (has_next && has_sums)
+            for (int i = 0; i < 4; i++)
+                to[i] = NAME_ST(few_dot)(next[i], q, centre, size, at_zero, row, weight, i, sum);
+        else if (has_next && size > FF_SEGMENT)
+            NAME_ST(few_dots4)(next, q, centre, size, at_zero, NULL, NULL, NULL, to);
+        else if (has_next)
+            for (int i = 0; i < 4; i++)
+                to[i] = NAME_ST(few_dot)(next[i], q, centre, size, at_zero, NULL, NULL, 0, NULL);
+        else
+            for (int64_t k = 0; k < size / FEW_STEP * FEW_STEP; k += BLOCK)
+                NAME_ST(few_sum_block)(row, weight, centre, k, at_zero, sum);
+        if (has_sums) NAME_ST(few_sum_end)(row, weight, centre, size, sum);
     }
     for (j = start + (stop - start) / 4 * 4; j < stop; j++)
-        dots[j - start] = NAME_ST(few_dot)(points, q, j, NULL, NULL, 0, NULL);
+        dots[j - start] = NAME_ST(few_dot)(NAME_S(row)(points, j), q, centre, size, at_zero, NULL, NULL, 0, NULL);
     query->pending = 0;
+}
+static void NAME_ST(few_stream)(const ff_points *points, const few_packed *packed, int64_t start, int64_t stop,
+                                few_query *query, double *dots) {
+    if (FEW_BIAS == 0 && points->centre_is_zero)
+        NAME_ST(few_pass)(points, packed->q, packed->centre, 1, start, stop, query, dots);
+    else NAME_ST(few_pass)(points, packed->q, packed->centre, 0, start, stop, query, dots);
 }
 
 /* One smooth query over one strip of points, in the compute type. */
@@ -256,7 +297,7 @@ static void NAME_ST(few_smooth_strip)(const ff_job *job, int64_t start, int64_t 
     const ff_points *points = job->points;
     const treatment *how = &packed->how;
     double largest = query->part.largest;
-    NAME_ST(few_stream)(points, packed->q, start, stop, query, s->logit);
+    NAME_ST(few_stream)(points, packed, start, stop, query, s->logit);
     for (int64_t j = start; j < stop; j++) {
         double *logit = s->logit + (j - start);
         *logit += log_mass(points, j) - how->square * points->square[j] + how->base;
@@ -283,16 +324,21 @@ static void NAME_ST(few_pack)(const ff_job *job, int64_t query, int64_t count, v
     (void)scratch;
     const int64_t size = job->points->size;
     few_packed *packed = job->packed;
-    double *rows = (double *)(packed + job->queries->count);
+    const int64_t stride = few_stride(job->points);
+    double *rows = (double *)((char *)packed + ff_aligned((size_t)job->queries->count * sizeof *packed));
     for (int64_t i = query; i < query + count; i++) {
         few_packed *p = packed + i;
-        p->e = rows + 2 * size * i;
-        p->q = p->e + size;
+        p->e = rows + 3 * stride * i;
+        p->q = p->e + stride;
+        p->centre = p->e + 2 * stride;
         const coefficients c = centred_query(job->points, job->queries, i, p->e);
         p->how = NAME_ST(settle)(job, &c);
         p->how.sharp |= sizeof(FF_TT) == 8 || p->how.heavy < INFINITY || job->pointwise; /* float64 costs little here */
-        for (int64_t k = 0; k < size && !p->how.sharp; k++)
-            ((FF_TT *)p->q)[k] = (FF_TT)(2.0 * c.precision * c.beta * p->e[k]);
+        for (int64_t k = 0; k < size && !p->how.sharp; k++) {
+            const int64_t at = NAME_ST(few_place)(k, size);
+            ((FF_TT *)p->q)[at] = (FF_TT)(2.0 * c.precision * c.beta * p->e[k]);
+            ((FF_TT *)p->centre)[at] = (FF_TT)(job->points->centre[k] + (k < size / FEW_STEP * FEW_STEP ? FEW_BIAS : 0));
+        }
     }
 }
 
@@ -302,11 +348,13 @@ static void NAME_ST(few_compute)(const ff_job *job, int64_t start, int64_t stop,
     const ff_points *points = job->points;
     const int64_t size = points->size;
     const few_packed *packed = (const few_packed *)job->packed + query;
+    double *rows = (double *)((char *)scratch + ff_aligned(sizeof *s));
+    const int64_t stride = few_stride(points);
     for (int64_t i = 0; i < count; i++) {
         few_query *q = s->query + i;
-        q->sum = s->rows + (3 * size + 1) * i;
-        q->narrow_sum = q->sum + 2 * size + 1;
-        memset(q->sum, 0, (size_t)(3 * size + 1) * sizeof(double));
+        q->narrow_sum = rows + FEW_ROWS * stride * i;
+        q->sum = rows + FEW_ROWS * stride * i + stride;
+        memset(q->narrow_sum, 0, FEW_ROWS * (size_t)stride * sizeof(double));
         q->without = left_out(job, query + i, start, stop);
         q->part = (partial){-1.7e308, 0.0, 0.0, 0.0, packed[i].how.exact.base};
         q->pending = 0;
@@ -319,7 +367,13 @@ static void NAME_ST(few_compute)(const ff_job *job, int64_t start, int64_t stop,
     for (int64_t i = 0; i < count; i++) {
         const few_query *q = s->query + i;
         if (packed[i].how.sharp) continue;
-        NAME_ST(few_stream)(points, packed[i].q, stop, stop, s->query + i, s->logit);
-        for (int64_t k = 0; k < size; k++) q->sum[k] = (double)((FF_TT *)q->narrow_sum)[k];
+        NAME_ST(few_stream)(points, packed + i, stop, stop, s->query + i, s->logit);
+        for (int64_t k = 0; k < size; k++) q->sum[k] = (double)((FF_TT *)q->narrow_sum)[NAME_ST(few_place)(k, size)];
     }
 }
+#undef FEW_WIDTH
+#undef FEW_BIAS
+#undef FEW_BLOCK
+#undef FEW_PLACE
+#undef FEW_STEP
+#undef INLINE

@@ -141,10 +141,6 @@ static size_t general_scratch_bytes(const ff_points *points, const ff_job *job) 
     return general_lay_out(job, &s, NULL);
 }
 
-static double query_value(const ff_queries *queries, const void *values, int64_t at) {
-    return queries->dtype == FF_FLOAT32 ? (double)((const float *)values)[at] : ((const double *)values)[at];
-}
-
 /* Whether all directions and points that vary are seen in one frame of axes: then far queries have a form of their own. */
 static int general_one_frame(const ff_data *data) {
     return !data->rotation && (data->variance_columns <= 1 || data->variance_rows == 1);
@@ -675,11 +671,6 @@ static void general_merge(const ff_job *job, int64_t start, int64_t stop, int64_
     }
 }
 
-static void general_store(const ff_queries *queries, void *to, int64_t at, double value) {
-    if (queries->dtype == FF_FLOAT32) ((float *)to)[at] = (float)value;
-    else ((double *)to)[at] = value;
-}
-
 static void general_write(const ff_job *job, int64_t query, int64_t count, void *scratch) {
     general_scratch *s = scratch;
     general_lay_out(job, s, scratch);
@@ -702,15 +693,15 @@ static void general_write(const ff_job *job, int64_t query, int64_t count, void 
         const double beta = queries->beta[q * queries->stride];
         const double *mean = general_vector(&plan, values, MEAN, size);
         for (int64_t k = 0; k < size; k++) {
-            general_store(queries, result->mean, q * size + k, points->origin[k] + mean[k * GL + lane]);
-            general_store(queries, result->residual, q * size + k, minus_product(s->e[k], beta, mean[k * GL + lane]));
+            store_result(queries, result->mean, q * size + k, points->origin[k] + mean[k * GL + lane]);
+            store_result(queries, result->residual, q * size + k, minus_product(s->e[k], beta, mean[k * GL + lane]));
         }
         void *const to[GENERAL_VECTORS] = {NULL, result->gained, result->mean_product, result->gained_product,
                                            result->gain_product};
         for (int v = GAINED; v < GENERAL_VECTORS; v++) {
             if (plan.place[v] < 0) continue;
             const double *vector = general_vector(&plan, values, v, size);
-            for (int64_t k = 0; k < size; k++) general_store(queries, to[v], q * size + k, vector[k * GL + lane]);
+            for (int64_t k = 0; k < size; k++) store_result(queries, to[v], q * size + k, vector[k * GL + lane]);
         }
         if (plan.pointwise) result->gain[q] = values[GAIN * GL + lane];
         if (plan.trace) result->trace[q] = values[TRACE * GL + lane];
@@ -725,7 +716,7 @@ static void general_write(const ff_job *job, int64_t query, int64_t count, void 
         result->tilt[q] = values[TILT * GL + lane] + queries->mean_factor[q] * centre;
         if (plan.pointwise && !plan.by_direction)
             for (int64_t k = 0; k < size; k++)
-                general_store(queries, result->gain_product, q * size + k,
+                store_result(queries, result->gain_product, q * size + k,
                               result->gain[q] * query_value(queries, queries->direction, q * size + k));
     }
 }

@@ -65,6 +65,7 @@ const ff_target FF_PASTE(ff_target_, FF_ISA) = {
     .logits = EVERY_STORAGE(LOGITS),
 #define GENERAL_LOGITS(s) OF(general_logits, s)
     .general_logits = EVERY_STORAGE(GENERAL_LOGITS),
+    .write = write_moments,
 #define SQUARES(s) OF(squares, s)
     .squares = EVERY_STORAGE(SQUARES),
 };
