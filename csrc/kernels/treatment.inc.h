@@ -64,7 +64,7 @@ static treatment NAME_ST(settle)(const ff_job *job, const coefficients *c) {
            difference of what the points contribute: there weights are held eight times closer, and the heavy ones
            summed in float64. A fifth of that ratio is where the rounding begins to show. */
         const int close = sizeof(FF_TT) == 4 && ratio > 0.2;
-        b.suspect = (sizeof(FF_TT) == 4 ? (close ? 2.5e-7 : 2e-6) : 5e-14) / u;
+        b.suspect = (sizeof(FF_TT) == 4 ? (close ? 2.5e-7 : 4e-6) : 5e-14) / u;
         b.heavy = close ? 0.125 : INFINITY;
     } else {
         b.scale = c->beta * c->beta * inverse;
