@@ -170,8 +170,7 @@ static void NAME_ST(batch_dots)(const ff_job *job, NAME_ST(batch_scratch) * s, i
             const FF_TT *q =
                 NAME_ST(batch_panels)(job) + ((first_panel + panel) * padded + slice * BATCH_SLICE) * LANES;
             FF_TT *logit = s->logit + panel * BATCH_CHUNK * LANES;
-            for (int64_t j = 0; j < points; j += FF_ROWS)
-                NAME_T(multiply)(tile + j * BATCH_SLICE, BATCH_SLICE, 1, q, width, logit + j * LANES, slice > 0);
+            NAME_T(multiply)(tile, BATCH_SLICE, 1, q, width, logit, slice > 0, points);
         }
     }
 }
@@ -186,8 +185,7 @@ static void NAME_ST(batch_sums)(const ff_job *job, NAME_ST(batch_scratch) * s, i
             if (!s->computed[panel]) continue;
             const FF_TT *p = weights + panel * BATCH_CHUNK * LANES;
             FF_TT *sum = sums + (panel * padded + slice * BATCH_SLICE) * LANES;
-            for (int64_t k = 0; k < batch_width(size, slice); k += FF_ROWS)
-                NAME_T(multiply)(tile + k, 1, BATCH_SLICE, p, points, sum + k * LANES, 0);
+            NAME_T(multiply)(tile, 1, BATCH_SLICE, p, points, sum, 0, batch_width(size, slice));
         }
     }
 }

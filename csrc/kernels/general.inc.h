@@ -257,14 +257,12 @@ static inline __attribute__((always_inline)) void general_distances(const genera
 
 /* out[k][lane] (+)= sum_j y[j][k] q[j][lane] */
 static void general_sums(const double *tile, const double *q, int64_t points, int64_t padded, double *out) {
-    for (int64_t k = 0; k < padded; k += FF_ROWS) FF_PASTE3(multiply, f64, FF_ISA)(tile + k, 1, padded, q, points, out + k * GL, 0);
+    FF_PASTE3(multiply, f64, FF_ISA)(tile, 1, padded, q, points, out, 0, padded);
 }
 
 /* y[k][lane] = sum_m Q[m][k] x[m][lane], or with Q's transpose; added where asked for. */
 static void general_turn(const double *rotation, const double *x, int64_t padded, int transpose, double *y, int add) {
-    for (int64_t k = 0; k < padded; k += FF_ROWS)
-        FF_PASTE3(multiply, f64, FF_ISA)(rotation + (transpose ? k * padded : k), transpose ? padded : 1,
-                                         transpose ? 1 : padded, x, padded, y + k * GL, add);
+    FF_PASTE3(multiply, f64, FF_ISA)(rotation, transpose ? padded : 1, transpose ? 1 : padded, x, padded, y, add, padded);
 }
 
 /* Logits of a panel where each point has one variance, or all share one. */
@@ -349,8 +347,8 @@ static void general_tilts(const ff_job *job, general_scratch *s, general_head *h
     const general_plan plan = general_planned(job);
     const int64_t size = job->points->size, padded = general_padded(size);
     const double *u = general_rows(job, head, ROWS_U);
-    for (int64_t j = 0; j < points; j += FF_ROWS) /* u.mu'; the tile is filled up with zero points */
-        FF_PASTE3(multiply, f64, FF_ISA)(s->tile + j * padded, padded, 1, u, size, s->psi + j * GL, 0);
+    /* u.mu'; the tile is filled up with zero points */
+    FF_PASTE3(multiply, f64, FF_ISA)(s->tile, padded, 1, u, size, s->psi, 0, points);
     for (int64_t j = 0; j < points; j++) {
         const double *turned = u;
         if (plan.by_direction && job->points->data.rotation) {

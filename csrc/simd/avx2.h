@@ -4,7 +4,7 @@
 
 #include <immintrin.h>
 
-enum { F32_LANES = 8, F64_LANES = 4 };
+enum { F32_LANES = 8, F64_LANES = 4, VECTOR_REGISTERS = 16 };
 typedef __m256 f32v;
 typedef __m256d f64v;
 

@@ -4,7 +4,7 @@
 
 #include <immintrin.h>
 
-enum { F32_LANES = 16, F64_LANES = 8 };
+enum { F32_LANES = 16, F64_LANES = 8, VECTOR_REGISTERS = 32 };
 typedef __m512 f32v;
 typedef __m512d f64v;
 

@@ -4,7 +4,7 @@
 
 #include <arm_neon.h>
 
-enum { F32_LANES = 4, F64_LANES = 2 };
+enum { F32_LANES = 4, F64_LANES = 2, VECTOR_REGISTERS = 32 };
 typedef float32x4_t f32v;
 typedef float64x2_t f64v;
 

@@ -6,7 +6,7 @@
 #include <stdint.h>
 #include <string.h>
 
-enum { F32_LANES = 4, F64_LANES = 2 };
+enum { F32_LANES = 4, F64_LANES = 2, VECTOR_REGISTERS = 16 };
 typedef float f32v __attribute__((vector_size(16)));
 typedef double f64v __attribute__((vector_size(16)));
 typedef int32_t i32v __attribute__((vector_size(16)));
