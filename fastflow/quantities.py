@@ -124,7 +124,8 @@ def _times(value: Any, moments: np.ndarray) -> np.ndarray:
         largest = abs(value) if isinstance(value, float) else np.abs(value).max(initial=0.0)
         if _FLOAT32_LARGEST < largest < math.inf:
             with np.errstate(over="ignore"):  # what is beyond float32 even so is infinite
-                return (moments.astype(np.float64) * _factor(value, np.empty(0))).astype(np.float32)
+                wide = moments.astype(np.float64)
+                return (wide * _factor(value, wide)).astype(np.float32)
     return moments * _factor(value, moments)
 
 

@@ -14,7 +14,8 @@ enum {
     FF_LINE = 64 /* bytes of a cache line */
 };
 
-/* What the kernel makes of a query, once: its treatment, e, and q and the centre in the compute type. */
+/* What the kernel makes of a query, once: its treatment, e, and q in the compute type; the centre, likewise, is one row for
+   all of them. */
 typedef struct {
     treatment how;
     double *e;
@@ -50,7 +51,7 @@ static int64_t few_stride(const ff_points *points) {
 }
 static size_t few_packed_bytes(const ff_job *job) {
     const size_t count = (size_t)job->queries->count;
-    return ff_aligned(count * sizeof(few_packed)) + count * 3 * (size_t)few_stride(job->points) * sizeof(double);
+    return ff_aligned(count * sizeof(few_packed)) + (1 + 2 * count) * (size_t)few_stride(job->points) * sizeof(double);
 }
 static size_t few_scratch_bytes(const ff_points *points, const ff_job *job) {
     (void)job;
@@ -326,19 +327,20 @@ static void NAME_ST(few_pack)(const ff_job *job, int64_t query, int64_t count, v
     few_packed *packed = job->packed;
     const int64_t stride = few_stride(job->points);
     double *rows = (double *)((char *)packed + ff_aligned((size_t)job->queries->count * sizeof *packed));
+    FF_TT *centre = (FF_TT *)rows;
+    for (int64_t k = 0; k < size; k++)
+        centre[NAME_ST(few_place)(k, size)] =
+            (FF_TT)(job->points->centre[k] + (k < size / FEW_STEP * FEW_STEP ? FEW_BIAS : 0));
     for (int64_t i = query; i < query + count; i++) {
         few_packed *p = packed + i;
-        p->e = rows + 3 * stride * i;
+        p->e = rows + (1 + 2 * i) * stride;
         p->q = p->e + stride;
-        p->centre = p->e + 2 * stride;
+        p->centre = centre;
         const coefficients c = centred_query(job->points, job->queries, i, p->e);
         p->how = NAME_ST(settle)(job, &c);
         p->how.sharp |= sizeof(FF_TT) == 8 || p->how.heavy < INFINITY || job->pointwise; /* float64 costs little here */
-        for (int64_t k = 0; k < size && !p->how.sharp; k++) {
-            const int64_t at = NAME_ST(few_place)(k, size);
-            ((FF_TT *)p->q)[at] = (FF_TT)(2.0 * c.precision * c.beta * p->e[k]);
-            ((FF_TT *)p->centre)[at] = (FF_TT)(job->points->centre[k] + (k < size / FEW_STEP * FEW_STEP ? FEW_BIAS : 0));
-        }
+        for (int64_t k = 0; k < size && !p->how.sharp; k++)
+            ((FF_TT *)p->q)[NAME_ST(few_place)(k, size)] = (FF_TT)(2.0 * c.precision * c.beta * p->e[k]);
     }
 }
 

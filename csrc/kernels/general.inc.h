@@ -715,7 +715,7 @@ static void general_write(const ff_job *job, int64_t query, int64_t count, void 
         if (plan.pointwise && !plan.by_direction)
             for (int64_t k = 0; k < size; k++)
                 store_result(queries, result->gain_product, q * size + k,
-                              result->gain[q] * query_value(queries, queries->direction, q * size + k));
+                             result->gain[q] * query_value(queries, queries->direction, q * size + k));
     }
 }
 #endif
