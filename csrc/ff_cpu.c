@@ -3,15 +3,36 @@
 
 #include "ff_internal.h"
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/* Matrices of bfloat16: leaf 7 of the processor's description, and Linux's leave to use registers so large, which holds
+   for all threads of the process. */
+static int matrices_run(void) {
+    enum { AMX_BF16 = 1 << 22, AMX_TILE = 1 << 24, ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    unsigned a, b, c, d;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & AMX_BF16) || !(d & AMX_TILE)) return 0;
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+}
+#else
+static int matrices_run(void) { return 0; }
+#endif
+
 int ff_cpu_runs(const char *isa) {
+#ifdef FF_INTRINSICS /* see simd/avx512.h */
+    return 1;
+#endif
     if (strcmp(isa, "plain") == 0) return 1;
 #if defined(__x86_64__)
     __builtin_cpu_init(); /* the checks below also ask whether the operating system saves the registers */
     /* every processor with AVX2 converts from half precision too */
     if (strcmp(isa, "avx2") == 0) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (strcmp(isa, "avx512") == 0)
-        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-               __builtin_cpu_supports("avx512vl");
+    const int avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                       __builtin_cpu_supports("avx512vl");
+    if (strcmp(isa, "avx512") == 0) return avx512;
+    if (strcmp(isa, "amx") == 0) return avx512 && matrices_run();
 #elif defined(__aarch64__)
     if (strcmp(isa, "neon") == 0) return 1;
 #endif

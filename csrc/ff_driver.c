@@ -179,7 +179,8 @@ int ff_points_create(ff_points **result, const ff_data *data, int isa, int num_t
                           .count = data->count,
                           .size = data->size,
                           .dtype = data->dtype,
-                          .target = targets[isa]};
+                          .target = targets[isa]->base ? targets[isa]->base : targets[isa],
+                          .matrix = targets[isa]->base ? targets[isa]->matrix : NULL};
     if (!points->centre || !points->origin || !points->narrow_centre || !points->square || !points->widest) {
         ff_points_destroy(points);
         return FF_NO_MEMORY;
@@ -217,7 +218,11 @@ static const ff_kernel *kernel_for(const ff_points *points, const ff_queries *qu
                        points->largest_square < WIDEST && points->largest_square > NARROWEST;
     const ff_dtype compute = narrow ? FF_FLOAT32 : FF_FLOAT64;
     const ff_kernel *few = &target->few[points->dtype][compute];
-    return queries->count <= few->block ? few : &target->batch[points->dtype][compute];
+    if (queries->count <= few->block) return few;
+    /* Matrices hold differences of bytes, and what is stored as bfloat16 but not differences of it. */
+    const int exact = points->dtype == FF_UINT8 || points->dtype == FF_INT8 || points->centre_is_zero;
+    if (narrow && exact && points->matrix && points->matrix[points->dtype].compute) return &points->matrix[points->dtype];
+    return &target->batch[points->dtype][compute];
 }
 
 typedef struct {
@@ -229,6 +234,33 @@ typedef struct {
     char *scratch;
     size_t scratch_bytes;
 } evaluation;
+
+/* The memory that a call works in is kept for the next one: fresh pages, for 16 threads, cost the kernel as much time as a
+   third of a call. One block at most, of up to KEPT_BYTES for each thread of the call that leaves it. */
+enum { KEPT_BYTES = 16 << 20 };
+typedef struct {
+    size_t bytes;
+} work_space;
+static _Atomic(work_space *) kept_space;
+
+static char *take_space(size_t bytes) {
+    bytes += FF_ALIGN;
+    work_space *space = atomic_exchange(&kept_space, NULL);
+    if (!space || space->bytes < bytes) {
+        free(space);
+        space = aligned_alloc(FF_ALIGN, bytes);
+        if (!space) return NULL;
+        space->bytes = bytes;
+    }
+    return (char *)space + FF_ALIGN;
+}
+
+static void leave_space(char *taken, int64_t threads) {
+    if (!taken) return;
+    work_space *space = (work_space *)(taken - FF_ALIGN);
+    if (space->bytes <= (size_t)threads * KEPT_BYTES) space = atomic_exchange(&kept_space, space);
+    free(space);
+}
 
 static int64_t block_count(const evaluation *e, int64_t block) {
     return ff_min(e->kernel->block, e->job.queries->count - block * e->kernel->block);
@@ -322,29 +354,22 @@ int ff_points_moments(const ff_points *points, const ff_queries *queries, const 
     const size_t turns = ff_aligned((size_t)e.blocks * sizeof *e.merged);
     e.scratch_bytes = ff_aligned(kernel->scratch_bytes(points, &e.job));
 
-    int status = FF_NO_MEMORY;
-    char *state = aligned_alloc(FF_ALIGN, 5 * scalars + sums + turns);
-    char *work_space = aligned_alloc(FF_ALIGN, packed + (size_t)threads * e.scratch_bytes);
-    if (state && work_space) {
-        double *at[5];
-        for (int i = 0; i < 5; i++) at[i] = (double *)(state + (size_t)i * scalars);
-        e.merged = (atomic_llong *)(state + 5 * scalars);
-        e.job.state = (ff_state){at[0], at[1], at[2], at[3], at[4], (double *)(state + 5 * scalars + turns)};
-        for (int64_t block = 0; block < e.blocks; block++) atomic_init(&e.merged[block], 0);
-        e.job.packed = work_space;
-        e.scratch = work_space + packed;
-        if (kernel->pack) ff_parallel((int)ff_min(threads, e.blocks), run_packing, &e);
-        ff_parallel((int)threads, run_tasks, &e);
-        if (!kernel->write) { /* before the results are written, to keep the peak of memory low */
-            free(work_space);
-            work_space = NULL;
-        }
-        ff_parallel((int)ff_min(threads, e.blocks), run_writing, &e);
-        status = FF_OK;
-    }
-    free(work_space);
-    free(state);
-    return status;
+    char *at = take_space(5 * scalars + turns + sums + packed + (size_t)threads * e.scratch_bytes);
+    if (!at) return FF_NO_MEMORY;
+    char *const space = at;
+    double **const state[5] = {&e.job.state.largest, &e.job.state.total, &e.job.state.first, &e.job.state.second,
+                               &e.job.state.base};
+    for (int i = 0; i < 5; i++, at += scalars) *state[i] = (double *)at;
+    e.merged = (atomic_llong *)at;
+    for (int64_t block = 0; block < e.blocks; block++) atomic_init(&e.merged[block], 0);
+    e.job.state.sum = (double *)(at += turns);
+    e.job.packed = at += sums;
+    e.scratch = at + packed;
+    if (kernel->pack) ff_parallel((int)ff_min(threads, e.blocks), run_packing, &e);
+    ff_parallel((int)threads, run_tasks, &e);
+    ff_parallel((int)ff_min(threads, e.blocks), run_writing, &e);
+    leave_space(space, threads);
+    return FF_OK;
 }
 
 /* Logits ---------------------------------------------------------------------------------------------------------- */

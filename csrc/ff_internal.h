@@ -10,6 +10,7 @@
 #include "ff.h"
 
 struct ff_target;
+typedef struct ff_kernel ff_kernel;
 
 /* The storage types beside float and double: their elements, and their values in float32, exactly. */
 typedef float ff_f32;
@@ -47,7 +48,8 @@ struct ff_points {
     double narrowest;          /* smallest variance of all */
     int64_t count, size;
     ff_dtype dtype;
-    const struct ff_target *target;
+    const struct ff_target *target; /* the one chosen, or where that only adds matrices the one it adds to */
+    const ff_kernel *matrix;        /* what it adds, by storage type; or NULL */
 };
 
 /* Which row of the data a point is. */
@@ -87,7 +89,7 @@ static inline int64_t ff_rows(const ff_job *job) {
      merge    add them to the job's state; called in the order of the chunks for each query
      write    from the state of a block of queries to results (NULL: what the target's write does)
    Chunks depend on the points alone, and a query's result does not depend on the queries beside it. */
-typedef struct {
+struct ff_kernel {
     int lanes;       /* queries in a panel of the state */
     int block;       /* queries handled together, a multiple of lanes */
     int64_t (*chunk)(const ff_points *points);
@@ -99,7 +101,7 @@ typedef struct {
     void (*compute)(const ff_job *job, int64_t start, int64_t stop, int64_t query, int64_t count, void *scratch);
     void (*merge)(const ff_job *job, int64_t start, int64_t stop, int64_t query, int64_t count, void *scratch);
     void (*write)(const ff_job *job, int64_t query, int64_t count, void *scratch);
-} ff_kernel;
+};
 
 enum { FF_STORAGES = FF_INT8 + 1 };
 
@@ -109,6 +111,10 @@ typedef void ff_logits(const ff_points *points, const ff_queries *queries, int64
 /* One instruction set: its kernels by use and element types. Storage and compute types are indices of ff_dtype. */
 typedef struct ff_target {
     const char *name;
+    /* Where this set is another one and matrices beside it, that one and the batch kernels that use them, [storage], with
+       float32 arithmetic; empty where matrices do not hold the type exactly. Then there is nothing else. */
+    const struct ff_target *base;
+    ff_kernel matrix[FF_STORAGES];
     ff_kernel low[FF_STORAGES];      /* [storage]: few dimensions, float64 arithmetic */
     ff_kernel low_few[FF_STORAGES];  /* the same for few queries */
     /* [storage][compute]; float64 points are never computed in float32, and that entry is empty */
@@ -134,6 +140,8 @@ static inline size_t ff_aligned(size_t bytes) { return (bytes + FF_ALIGN - 1) / 
 static inline int64_t ff_min(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t ff_max(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t ff_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+#define FF_UNROLL _Pragma("GCC unroll 16")
 
 /* ff_cpu.c */
 int ff_cpu_runs(const char *isa);

@@ -1,35 +1,38 @@
-/* Many queries of many dimensions: bound by arithmetic. Lanes hold queries; both products, logits = Y Q and
-   sum = Y^T P, broadcast elements of a tile of points and run through one register-blocked microkernel.
+/* Many queries of many dimensions: bound by arithmetic. Lanes hold queries. Both products, logits = Y Q and sum = Y^T P,
+   are those of products_vector.inc.h, or in an instruction set that has matrices those of products_matrix.inc.h.
    Included once for each pair of storage type FF_S and compute type FF_T. How the logits keep their accuracy is told in
    treatment.inc.h. */
+
+#ifdef FF_MATRIX
+#include "products_matrix.inc.h"
+#else
+#include "products_vector.inc.h"
+#endif
 
 #ifndef FF_BATCH
 #define FF_BATCH
 enum {
-    BATCH_SLICE = 96,  /* dimensions of a slice of the tile: short sums round less, and 6 lines fill no cache set */
-    BATCH_CHUNK = 252, /* points of a tile at most, a multiple of FF_ROWS */
-    BATCH_PANELS = 6,  /* panels of queries in a block */
+    BATCH_EVEN = 16,     /* what a number of chunks above it is a multiple of */
     BATCH_QUICK_LOG = 64 /* dimensions up to which logarithms of variances may be taken in float32 */
 };
 
-/* Chunks of one length, so that the threads that share them finish together. */
+/* Chunks of one length, in a number that the usual numbers of threads divide, so that all finish together. */
 static int64_t batch_chunk(const ff_points *points) {
-    const int64_t even = ff_ceil_div(points->count, ff_ceil_div(points->count, BATCH_CHUNK));
-    return ff_ceil_div(even, FF_ROWS) * FF_ROWS;
+    const int64_t fewest = ff_ceil_div(points->count, BATCH_TILE * BATCH_TILES);
+    int64_t chunks = ff_max(fewest, ff_min(BATCH_EVEN, ff_ceil_div(points->count, BATCH_LEAST)));
+    if (chunks > BATCH_EVEN) chunks = ff_ceil_div(chunks, BATCH_EVEN) * BATCH_EVEN;
+    return ff_ceil_div(points->count, chunks);
 }
-static int64_t batch_slices(int64_t size) { return ff_ceil_div(size, BATCH_SLICE); }
-/* Dimensions of slice `slice`, filled up with zeros to a multiple of the microkernel's rows. */
-static int64_t batch_width(int64_t size, int64_t slice) {
-    const int64_t width = ff_min(BATCH_SLICE, size - slice * BATCH_SLICE);
-    return ff_ceil_div(width, FF_ROWS) * FF_ROWS;
+/* Points of a tile, of a chunk of `count` points. */
+static int64_t batch_tile(int64_t count) {
+    return ff_ceil_div(ff_ceil_div(count, ff_ceil_div(count, BATCH_TILE)), BATCH_ROWS) * BATCH_ROWS;
 }
-static int64_t batch_padded(int64_t size) { return batch_slices(size) * BATCH_SLICE; }
 
 /* The points whose share of a query is summed in float64: all of a sharp query, the heavy ones of a smooth query. */
 typedef struct {
     int64_t count;
-    int64_t index[BATCH_CHUNK];
-    double weight[BATCH_CHUNK];
+    int64_t index[BATCH_TILE];
+    double weight[BATCH_TILE];
 } batch_kept;
 
 /* The sum of w gamma over the list. */
@@ -38,24 +41,35 @@ static double batch_gain(const ff_points *points, const coefficients *c, const b
     for (int64_t i = 0; i < kept->count; i++) gain += kept->weight[i] * own_gain(points, c, kept->index[i]);
     return gain;
 }
+
+/* clang-format off */
+#define BATCH(s, t) {OF(STATE_LANES, s##_##t), BATCH_PANELS * OF(LANES, t), batch_chunk, sum_values, \
+                     OF(batch_packed_bytes, s##_##t), OF(batch_scratch_bytes, s##_##t), OF(batch_pack, s##_##t), \
+                     NULL, OF(batch_compute, s##_##t), OF(batch_merge, s##_##t), NULL}
+/* clang-format on */
 #endif
 
 #define LANES NAME_T(LANES)
 #define BLOCK (BATCH_PANELS * LANES)
 
-/* Scratch of a worker. The tile is laid out [slice][point][BATCH_SLICE], the logits [panel][point][lane], the sums
-   [panel][k][lane] with k up to the padded size, and those of p gamma mu' after those of p mu'. */
+/* Scratch of a worker. Logits are laid out [panel][point][lane]; the sums of p gamma mu' come after those of p mu'. */
 typedef struct {
-    FF_TT *tile, *square, *log_mass, *logit, *sum;
+    NAME_ST(batch_value) *tile;
+    FF_TT *square, *log_mass, *logit, *sum;
     /* Where points have variances of their own: logits of a panel in float64, [point][lane]; p gamma, as the logits; and
        its total of each query of the block. Where all queries share one time, 1/D_j, gamma_j and log_mass with
        -(size/2) log D_j in it; else gamma_j of a panel. */
     double *wide, *gain_total, *inverse, *gain, *gains, *own_mass;
     FF_TT *gained;
-    double *e, *row;
+    double *e;
     batch_kept *kept;
+    /* Of a tile: its partials. Of the chunk so far: the merged ones, the sums in float64 of the points that were kept, a row
+       for each query, and whether there are any. */
     partial partials[BLOCK];
-    unsigned char computed[BATCH_PANELS]; /* whether the panel's sums were computed */
+    double largest[BLOCK], total[BLOCK], first[BLOCK], second[BLOCK], base[BLOCK];
+    double *whole_gain, *kept_sum;
+    unsigned char has_kept[BLOCK];
+    unsigned char computed[BATCH_PANELS]; /* whether a panel has sums in `sum`: not all of its queries are sharp */
 } NAME_ST(batch_scratch);
 
 static size_t NAME_ST(batch_lay_out)(const ff_points *points, NAME_ST(batch_scratch) * s, char *base) {
@@ -64,22 +78,23 @@ static size_t NAME_ST(batch_lay_out)(const ff_points *points, NAME_ST(batch_scra
 #define PART(field, count)                                      \
     s->field = (void *)(base ? base + at : NULL);               \
     at += ff_aligned((size_t)(count) * sizeof *s->field)
-    PART(tile, BATCH_CHUNK * padded);
-    PART(square, BATCH_CHUNK);
-    PART(log_mass, BATCH_CHUNK);
-    PART(logit, BATCH_CHUNK * BLOCK);
+    PART(tile, batch_tile_values(points->size));
+    PART(square, BATCH_TILE);
+    PART(log_mass, BATCH_TILE);
+    PART(logit, BATCH_TILE * BLOCK);
     const size_t pointwise = points->data.variance != NULL;
     PART(sum, BLOCK * padded * (1 + pointwise));
-    PART(wide, pointwise * BATCH_CHUNK * LANES);
-    PART(gained, pointwise * BATCH_CHUNK * BLOCK);
+    PART(wide, pointwise * BATCH_TILE * LANES);
+    PART(gained, pointwise * BATCH_TILE * BLOCK);
     PART(gain_total, pointwise * BLOCK);
-    PART(inverse, pointwise * BATCH_CHUNK);
-    PART(gain, pointwise * BATCH_CHUNK);
-    PART(gains, pointwise * BATCH_CHUNK * LANES);
-    PART(own_mass, pointwise * BATCH_CHUNK);
+    PART(inverse, pointwise * BATCH_TILE);
+    PART(gain, pointwise * BATCH_TILE);
+    PART(gains, pointwise * BATCH_TILE * LANES);
+    PART(own_mass, pointwise * BATCH_TILE);
     PART(e, points->size);
-    PART(row, points->size);
     PART(kept, BLOCK);
+    PART(whole_gain, pointwise * BLOCK);
+    PART(kept_sum, BLOCK * points->size * (1 + (int64_t)pointwise));
 #undef PART
     return at;
 }
@@ -90,61 +105,43 @@ static size_t NAME_ST(batch_scratch_bytes)(const ff_points *points, const ff_job
     return NAME_ST(batch_lay_out)(points, &s, NULL);
 }
 
-/* Packed queries: the treatment records, then q in panels of [padded size][lane]. */
-static FF_TT *NAME_ST(batch_panels)(const ff_job *job) {
-    const int64_t padded = ff_ceil_div(job->queries->count, LANES) * LANES;
-    return (FF_TT *)((char *)job->packed + ff_aligned((size_t)padded * sizeof(treatment)));
+/* Packed queries: the treatment records, then q in panels. */
+static size_t NAME_ST(batch_records_bytes)(const ff_job *job) {
+    return ff_aligned((size_t)(ff_ceil_div(job->queries->count, LANES) * LANES) * sizeof(treatment));
+}
+static void *NAME_ST(batch_panel)(const ff_job *job, int64_t panel) {
+    return (char *)job->packed + NAME_ST(batch_records_bytes)(job) +
+           (size_t)panel * NAME_ST(batch_panel_bytes)(job->points->size);
 }
 static size_t NAME_ST(batch_packed_bytes)(const ff_job *job) {
-    const size_t padded = (size_t)(ff_ceil_div(job->queries->count, LANES) * LANES);
-    return ff_aligned(padded * sizeof(treatment)) + padded * (size_t)batch_padded(job->points->size) * sizeof(FF_TT);
+    const size_t panels = (size_t)ff_ceil_div(job->queries->count, LANES);
+    return NAME_ST(batch_records_bytes)(job) + panels * NAME_ST(batch_panel_bytes)(job->points->size);
 }
 
 static void NAME_ST(batch_pack)(const ff_job *job, int64_t query, int64_t count, void *scratch) {
     NAME_ST(batch_scratch) *s = scratch;
     NAME_ST(batch_lay_out)(job->points, s, scratch);
-    const int64_t size = job->points->size, padded = batch_padded(size);
     treatment *records = job->packed;
     for (int64_t q = query; q < query + ff_ceil_div(count, LANES) * LANES; q++) {
-        const int64_t lane = q % LANES;
-        FF_TT *panel = NAME_ST(batch_panels)(job) + q / LANES * padded * LANES;
+        double factor = 0.0;
         if (q < query + count) {
             const coefficients c = centred_query(job->points, job->queries, q, s->e);
             records[q] = NAME_ST(settle)(job, &c);
-            const double factor = records[q].window == INFINITY ? 0.0
-                                  : job->pointwise              ? 1.0
-                                  : records[q].sharp            ? 1.0 / c.beta
-                                                                : 2.0 * c.precision * c.beta;
-            for (int64_t k = 0; k < size; k++) panel[k * LANES + lane] = (FF_TT)(factor * s->e[k]);
+            if (records[q].window != INFINITY)
+                factor = job->pointwise ? 1.0 : records[q].sharp ? 1.0 / c.beta : 2.0 * c.precision * c.beta;
         } else { /* idle lanes of the last panel: zero queries of a treatment that costs nothing */
             records[q] = (treatment){.exact = records[q - 1].exact, .scale = 1.0, .suspect = 1.0, .heavy = INFINITY,
                                      .sharp = records[q - 1].sharp};
-            for (int64_t k = 0; k < size; k++) panel[k * LANES + lane] = 0;
         }
-        for (int64_t k = size; k < padded; k++) panel[k * LANES + lane] = 0;
+        NAME_ST(batch_put)(NAME_ST(batch_panel)(job, q / LANES), job->points->size, q % LANES, factor, s->e);
     }
 }
 
-static void NAME_ST(batch_begin)(const ff_job *job, int64_t start, int64_t stop, void *scratch) {
-    NAME_ST(batch_scratch) *s = scratch;
+/* What a tile is to all panels. */
+static void NAME_ST(batch_begin)(const ff_job *job, NAME_ST(batch_scratch) * s, int64_t start, int64_t count) {
     const ff_points *points = job->points;
-    NAME_ST(batch_lay_out)(points, s, scratch);
-    const int64_t size = points->size, count = stop - start;
-    const int64_t rows = ff_ceil_div(count, FF_ROWS) * FF_ROWS;
-    /* Row by row, so that memory is read as one stream. */
-    for (int64_t j = 0; j < rows; j++) {
-        const FF_STORED *row = NAME_S(row)(points, start + ff_min(j, count - 1));
-        for (int64_t slice = 0; slice < batch_slices(size); slice++) {
-            const int64_t from = slice * BATCH_SLICE, filled = j < count ? ff_min(BATCH_SLICE, size - from) : 0;
-            const FF_TT *centre = FF_CENTRE_T(points) + from;
-            FF_TT *to = s->tile + (slice * BATCH_CHUNK + j) * BATCH_SLICE;
-            int64_t k = 0;
-            for (; k + FF_LANES_T <= filled; k += FF_LANES_T)
-                T(store)(to + k, T(sub)(FF_LOAD_T(row + from + k), T(load)(centre + k)));
-            for (; k < filled; k++) to[k] = (FF_TT)VALUE(row[from + k]) - centre[k];
-            for (; k < batch_width(size, slice); k++) to[k] = 0;
-        }
-    }
+    const int64_t size = points->size;
+    NAME_ST(batch_make_tile)(points, start, count, s->tile);
     for (int64_t j = 0; j < count; j++) {
         s->square[j] = (FF_TT)points->square[start + j];
         s->log_mass[j] = (FF_TT)fmax(log_mass(points, start + j), FF_DEAD_T);
@@ -159,36 +156,6 @@ static void NAME_ST(batch_begin)(const ff_job *job, int64_t start, int64_t stop,
     }
 }
 
-/* Dot products of the tile with the panels of a block: logit[panel][point][lane]. */
-static void NAME_ST(batch_dots)(const ff_job *job, NAME_ST(batch_scratch) * s, int64_t points, int64_t first_panel,
-                                int64_t panels) {
-    const int64_t size = job->points->size, padded = batch_padded(size);
-    for (int64_t slice = 0; slice < batch_slices(size); slice++) {
-        const FF_TT *tile = s->tile + slice * BATCH_CHUNK * BATCH_SLICE;
-        const int64_t width = ff_min(BATCH_SLICE, size - slice * BATCH_SLICE);
-        for (int64_t panel = 0; panel < panels; panel++) {
-            const FF_TT *q =
-                NAME_ST(batch_panels)(job) + ((first_panel + panel) * padded + slice * BATCH_SLICE) * LANES;
-            FF_TT *logit = s->logit + panel * BATCH_CHUNK * LANES;
-            NAME_T(multiply)(tile, BATCH_SLICE, 1, q, width, logit, slice > 0, points);
-        }
-    }
-}
-
-/* Sums of weights times mu' of the tile, for the panels of a block: sum[panel][k][lane]. */
-static void NAME_ST(batch_sums)(const ff_job *job, NAME_ST(batch_scratch) * s, int64_t points, int64_t panels,
-                                const FF_TT *weights, FF_TT *sums) {
-    const int64_t size = job->points->size, padded = batch_padded(size);
-    for (int64_t slice = 0; slice < batch_slices(size); slice++) {
-        const FF_TT *tile = s->tile + slice * BATCH_CHUNK * BATCH_SLICE;
-        for (int64_t panel = 0; panel < panels; panel++) {
-            if (!s->computed[panel]) continue;
-            const FF_TT *p = weights + panel * BATCH_CHUNK * LANES;
-            FF_TT *sum = sums + (panel * padded + slice * BATCH_SLICE) * LANES;
-            NAME_T(multiply)(tile, 1, BATCH_SLICE, p, points, sum, 0, batch_width(size, slice));
-        }
-    }
-}
 static FF_TT *NAME_ST(batch_gained_sums)(const ff_job *job, const NAME_ST(batch_scratch) * s) {
     return s->sum + BLOCK * batch_padded(job->points->size);
 }
@@ -238,7 +205,7 @@ static void NAME_ST(batch_refine)(const ff_job *job, NAME_ST(batch_scratch) * s,
     const TV b0 = T(load)(bound), b1 = T(load)(bound + L);
     double total[LANES] = {0};
     int count[LANES] = {0};
-    int16_t suspects[LANES][BATCH_CHUNK];
+    int16_t suspects[LANES][BATCH_TILE];
     for (int64_t j = 0; j < points; j++) {
         const FF_TT *row = weight + j * LANES;
         const TV n = T(set1)(s->square[j]);
@@ -535,7 +502,7 @@ static void NAME_ST(batch_weights)(const ff_job *job, const NAME_ST(batch_scratc
 static void NAME_ST(batch_weigh)(const ff_job *job, NAME_ST(batch_scratch) * s, int64_t start, int64_t points,
                                  int64_t query, int64_t panel, int64_t lanes) {
     const treatment *records = (const treatment *)job->packed + query + panel * LANES;
-    FF_TT *logit = s->logit + panel * BATCH_CHUNK * LANES;
+    FF_TT *logit = s->logit + panel * BATCH_TILE * LANES;
     partial *partials = s->partials + panel * LANES;
     double *gain = job->pointwise ? s->gain_total + panel * LANES : NULL;
     double largest[LANES], total[LANES], first[LANES], second[LANES];
@@ -580,7 +547,7 @@ static void NAME_ST(batch_weigh)(const ff_job *job, NAME_ST(batch_scratch) * s, 
         if (b->sharp)
             for (int64_t j = 0; j < points; j++) {
                 logit[j * LANES + lane] = 0;
-                if (gain) s->gained[(panel * BATCH_CHUNK + j) * LANES + lane] = 0;
+                if (gain) s->gained[(panel * BATCH_TILE + j) * LANES + lane] = 0;
             }
         /* Few weights carry this chunk, at most 8 for each unit of the total; or it has points far closer to the query
            than is typical, |r|^2 / (2D) = size/2, so that their residuals are differences of far larger points. */
@@ -590,35 +557,64 @@ static void NAME_ST(batch_weigh)(const ff_job *job, NAME_ST(batch_scratch) * s, 
     }
 }
 
+/* Merge what a tile gave a panel into what the chunk has so far: the numbers of each query, and the points kept. The sums
+   of the chunk and the weights of the tile come to one scale, for the product that adds them. */
+static void NAME_ST(batch_join)(const ff_job *job, NAME_ST(batch_scratch) * s, int64_t points, int64_t query, int64_t panel,
+                                int64_t lanes, int is_first) {
+    const ff_state whole = {s->largest, s->total, s->first, s->second, s->base, NULL};
+    const treatment *records = (const treatment *)job->packed + query + panel * LANES;
+    const int64_t size = job->points->size;
+    double keep[LANES] = {0}, add[LANES] = {0};
+    for (int64_t lane = 0; lane < lanes; lane++) {
+        const int64_t at = panel * LANES + lane;
+        merge_scalars(&whole, at, s->partials + at, is_first, keep + lane, add + lane);
+        if (!job->pointwise) continue;
+        s->whole_gain[at] = (is_first ? 0.0 : keep[lane] * s->whole_gain[at]) + add[lane] * s->gain_total[at];
+    }
+    if (!job->want_mean) return;
+    for (int64_t family = 0; s->computed[panel] && !is_first && family <= job->pointwise; family++) {
+        NAME_T(scale_lanes)((family ? s->gained : s->logit) + panel * BATCH_TILE * LANES, points, add, 1);
+        NAME_ST(batch_scale_sums)(NAME_ST(batch_panel_sums)(family ? NAME_ST(batch_gained_sums)(job, s) : s->sum, size, panel),
+                                  size, keep);
+    }
+    for (int64_t lane = 0; lane < lanes; lane++) {
+        const int64_t at = panel * LANES + lane, values = size * (1 + job->pointwise);
+        double *sum = s->kept_sum + at * values;
+        batch_kept *kept = s->kept + at;
+        if (is_first) s->has_kept[at] = 0;
+        if (s->has_kept[at] && keep[lane] != 1.0)
+            for (int64_t k = 0; k < values; k++) sum[k] *= keep[lane];
+        if (kept->count == 0 || add[lane] == 0.0) continue;
+        if (!s->has_kept[at]) memset(sum, 0, (size_t)values * sizeof *sum);
+        s->has_kept[at] = 1;
+        for (int64_t family = 0; family <= job->pointwise; family++) {
+            for (int64_t i = 0; i < kept->count; i++)
+                kept->weight[i] *= family ? own_gain(job->points, &records[lane].exact, kept->index[i]) : add[lane];
+            NAME_S(accumulate)(job->points, kept->count, kept->index, kept->weight, sum + family * size);
+        }
+    }
+}
+
+/* Tile by tile: dot products, weights, sums. */
 static void NAME_ST(batch_compute)(const ff_job *job, int64_t start, int64_t stop, int64_t query, int64_t count,
                                    void *scratch) {
     NAME_ST(batch_scratch) *s = scratch;
-    const int64_t panels = ff_ceil_div(count, LANES);
-    NAME_ST(batch_dots)(job, s, stop - start, query / LANES, panels);
-    for (int64_t panel = 0; panel < panels; panel++)
-        NAME_ST(batch_weigh)(job, s, start, stop - start, query, panel, ff_min(LANES, count - panel * LANES));
-    if (!job->want_mean) return;
-    NAME_ST(batch_sums)(job, s, stop - start, panels, s->logit, s->sum);
-    if (job->pointwise)
-        NAME_ST(batch_sums)(job, s, stop - start, panels, s->gained, NAME_ST(batch_gained_sums)(job, s));
-}
-
-/* Add the tile's sums of a panel to the state: to = keep to + add from, lane by lane. */
-static void NAME_ST(batch_merge_panel)(const FF_TT *from, double *to, int64_t size, const double *keep,
-                                       const double *add, int is_first) {
-    enum { V = LANES / F64_LANES };
-    f64v k[V], a[V];
-    FF_UNROLL
-    for (int i = 0; i < V; i++) {
-        k[i] = f64_load(keep + i * F64_LANES);
-        a[i] = f64_load(add + i * F64_LANES);
-    }
-    for (int64_t row = 0; row < size; row++, from += LANES, to += LANES)
-        FF_UNROLL
-        for (int i = 0; i < V; i++) {
-            const f64v part = f64_mul(a[i], FF_PASTE3(f64, load, FF_T)(from + i * F64_LANES));
-            f64_store(to + i * F64_LANES, is_first ? part : f64_fma(k[i], f64_load(to + i * F64_LANES), part));
+    NAME_ST(batch_lay_out)(job->points, s, scratch);
+    const int64_t panels = ff_ceil_div(count, LANES), most = batch_tile(stop - start);
+    const void *queries = NAME_ST(batch_panel)(job, query / LANES);
+    for (int64_t first = start; first < stop; first += most) {
+        const int64_t points = ff_min(most, stop - first);
+        NAME_ST(batch_begin)(job, s, first, points);
+        NAME_ST(batch_dots)(job->points, first, points, s->tile, queries, panels, s->logit);
+        for (int64_t panel = 0; panel < panels; panel++) {
+            const int64_t lanes = ff_min(LANES, count - panel * LANES);
+            NAME_ST(batch_weigh)(job, s, first, points, query, panel, lanes);
+            NAME_ST(batch_join)(job, s, points, query, panel, lanes, first == start);
         }
+        for (int64_t family = 0; job->want_mean && family <= job->pointwise; family++)
+            NAME_ST(batch_sums)(job->points, first, points, s->tile, panels, s->computed, family ? s->gained : s->logit,
+                                family ? NAME_ST(batch_gained_sums)(job, s) : s->sum, first > start);
+    }
 }
 
 static void NAME_ST(batch_merge)(const ff_job *job, int64_t start, int64_t stop, int64_t query, int64_t count,
@@ -626,47 +622,38 @@ static void NAME_ST(batch_merge)(const ff_job *job, int64_t start, int64_t stop,
     (void)stop;
     NAME_ST(batch_scratch) *s = scratch;
     const ff_points *points = job->points;
-    const int64_t size = points->size, padded = batch_padded(size);
+    enum { S = NAME_ST(STATE_LANES) };
+    const int64_t size = points->size, rows = ff_rows(job);
     const int is_first = start == 0;
     for (int64_t panel = 0; panel * LANES < count; panel++) {
         const int64_t at = query + panel * LANES, lanes = ff_min(LANES, count - panel * LANES);
         const treatment *records = (const treatment *)job->packed + at;
         double keep[LANES] = {0}, add[LANES] = {0}, smooth_add[LANES] = {0};
         for (int64_t lane = 0; lane < lanes; lane++) {
-            merge_scalars(&job->state, at + lane, s->partials + panel * LANES + lane, is_first, keep + lane,
-                          add + lane);
+            const int64_t i = panel * LANES + lane;
+            const partial whole = {s->largest[i], s->total[i], s->first[i], s->second[i], s->base[i]};
+            merge_scalars(&job->state, at + lane, &whole, is_first, keep + lane, add + lane);
             if (!records[lane].sharp) smooth_add[lane] = add[lane];
         }
         if (!job->want_mean) continue;
-        double *sum = job->state.sum + at * ff_rows(job);
-        const int64_t all = ff_rows(job) * LANES;
-        if (s->computed[panel]) {
-            const int64_t from = panel * padded * LANES;
-            NAME_ST(batch_merge_panel)(s->sum + from, sum, size, keep, smooth_add, is_first);
-            if (job->pointwise)
-                NAME_ST(batch_merge_panel)(NAME_ST(batch_gained_sums)(job, s) + from, sum + size * LANES, size, keep,
-                                           smooth_add, is_first);
-        } else if (is_first) {
-            memset(sum, 0, (size_t)all * sizeof *sum);
+        double *sum = job->state.sum + at * rows;
+        for (int64_t family = 0; s->computed[panel] && family <= job->pointwise; family++) {
+            FF_TT *sums = family ? NAME_ST(batch_gained_sums)(job, s) : s->sum;
+            NAME_ST(batch_merge_panel)(NAME_ST(batch_panel_sums)(sums, size, panel), sum + family * size * S, rows, size,
+                                       lanes, keep, smooth_add, is_first);
         }
+        if (!s->computed[panel] && is_first) memset(sum, 0, (size_t)(ff_ceil_div(lanes, S) * S * rows) * sizeof *sum);
         for (int64_t lane = 0; lane < lanes; lane++) {
+            double *own = sum + lane / S * S * rows + lane % S; /* of one query: row k at k S */
             if (!s->computed[panel] && !is_first && keep[lane] != 1.0)
-                for (int64_t k = 0; k < 2 * size * LANES && k < all; k += LANES) sum[k + lane] *= keep[lane];
+                for (int64_t k = 0; k < (1 + job->pointwise) * size; k++) own[k * S] *= keep[lane];
             if (job->pointwise) {
-                double *gain = sum + 2 * size * LANES + lane;
-                *gain = (is_first ? 0.0 : keep[lane] * *gain) + add[lane] * s->gain_total[panel * LANES + lane];
+                double *gain = own + 2 * size * S;
+                *gain = (is_first ? 0.0 : keep[lane] * *gain) + add[lane] * s->whole_gain[panel * LANES + lane];
             }
-            batch_kept *kept = s->kept + panel * LANES + lane;
-            if (add[lane] == 0.0 || kept->count == 0) continue;
-            for (int64_t family = 0; family <= job->pointwise; family++) {
-                if (family)
-                    for (int64_t i = 0; i < kept->count; i++)
-                        kept->weight[i] *= own_gain(points, &records[lane].exact, kept->index[i]);
-                memset(s->row, 0, (size_t)size * sizeof *s->row);
-                NAME_S(accumulate)(points, kept->count, kept->index, kept->weight, s->row);
-                double *to = sum + family * size * LANES + lane;
-                for (int64_t k = 0; k < size; k++) to[k * LANES] += add[lane] * s->row[k];
-            }
+            if (!s->has_kept[panel * LANES + lane]) continue;
+            const double *from = s->kept_sum + (panel * LANES + lane) * size * (1 + job->pointwise);
+            for (int64_t k = 0; k < (1 + job->pointwise) * size; k++) own[k * S] += add[lane] * from[k];
         }
     }
 }

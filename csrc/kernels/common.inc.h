@@ -16,6 +16,9 @@
 #define NAME_T(operation) FF_PASTE3(operation, FF_T, FF_ISA)
 #define NAME_ST(operation) FF_PASTE3(operation, FF_ST, FF_ISA)
 
+/* A function of a table of kernels */
+#define OF(operation, types) FF_PASTE3(operation, types, FF_ISA)
+
 /* The compute type, its vector type and its operations; the storage type's element */
 #define FF_TT FF_PASTE(ff_, FF_T)
 #define TV FF_PASTE(FF_T, v)
@@ -33,9 +36,10 @@
 #define FF_IS_BYTE_u8 1
 #define FF_IS_BYTE_i8 1
 
-#define FF_UNROLL _Pragma("GCC unroll 16")
-
 #include "../simd/exp.h"
+
+#define STRING_(a) #a
+#define STRING(a) STRING_(a)
 
 /* A value of the storage type in float32 or float64, exactly. */
 #define VALUE(stored) FF_PASTE(ff_value_, FF_S)(stored)

@@ -48,4 +48,29 @@ static inline __attribute__((always_inline)) void NAME_T(multiply)(const FF_TT *
         NAME_T(multiply_rows)(y + i * row_stride, row_stride, step_stride, q, steps, out + i * LANES, add, FF_ROWS);
 }
 
+/* Rows of lanes times a factor of each lane. Weights that would become denormal numbers, with which processors are slow,
+   become zero; so do all of a lane where the factor is nothing beside one. */
+static inline void NAME_T(scale_lanes)(FF_TT *rows, int64_t count, const double *factors, int are_weights) {
+    enum { L = LANES / 2 };
+    const double nothing = sizeof(FF_TT) == 4 ? 0x1p-50 : 0x1p-110, smallest = sizeof(FF_TT) == 4 ? 1e-36 : 1e-300;
+    FF_TT factor[LANES], bound[LANES];
+    int any = 0;
+    for (int lane = 0; lane < LANES; lane++) {
+        any |= factors[lane] != 1.0;
+        factor[lane] = (FF_TT)(factors[lane] < nothing ? 0.0 : factors[lane]);
+        bound[lane] = (FF_TT)(factors[lane] < nothing ? 1.0 : smallest / factors[lane]);
+    }
+    if (!any) return;
+    const TV f0 = T(load)(factor), f1 = T(load)(factor + L), b0 = T(load)(bound), b1 = T(load)(bound + L);
+    for (int64_t i = 0; i < count; i++, rows += LANES) {
+        TV v0 = T(load)(rows), v1 = T(load)(rows + L);
+        if (are_weights) {
+            v0 = T(where_above)(v0, v0, b0);
+            v1 = T(where_above)(v1, v1, b1);
+        }
+        T(store)(rows, T(mul)(v0, f0));
+        T(store)(rows + L, T(mul)(v1, f1));
+    }
+}
+
 #undef LANES

@@ -31,21 +31,15 @@
 #undef FF_S
 
 /* clang-format off */
-#define OF(operation, types) FF_PASTE3(operation, types, FF_ISA)
 #define LOW(s) {FF_LOW_LANES, LOW_BLOCK, low_chunk, sum_values, low_packed_bytes, low_scratch_bytes, NULL, \
                 OF(low_begin, s), low_compute, low_merge, NULL}
 #define LOW_FEW(s) {1, FEW_QUERIES, low_few_chunk, sum_values, low_packed_bytes, low_few_scratch_bytes, NULL, \
                     OF(low_few_begin, s), low_few_compute, low_few_merge, NULL}
 #define FEW(s, t) {1, FEW_QUERIES, few_chunk, sum_values, few_packed_bytes, few_scratch_bytes, \
                    OF(few_pack, s##_##t), NULL, OF(few_compute, s##_##t), few_merge, NULL}
-#define BATCH(s, t) {OF(LANES, t), BATCH_PANELS * OF(LANES, t), batch_chunk, sum_values, \
-                     OF(batch_packed_bytes, s##_##t), OF(batch_scratch_bytes, s##_##t), OF(batch_pack, s##_##t), \
-                     OF(batch_begin, s##_##t), OF(batch_compute, s##_##t), OF(batch_merge, s##_##t), NULL}
 #define GENERAL(s) {GL, GENERAL_PANELS * GL, general_chunk, general_values, general_packed_bytes, \
                     general_scratch_bytes, general_pack, OF(general_begin, s), general_compute, general_merge, \
                     general_write}
-#define STRING_(a) #a
-#define STRING(a) STRING_(a)
 
 const ff_target FF_PASTE(ff_target_, FF_ISA) = {
     .name = STRING(FF_ISA),

@@ -2,7 +2,11 @@
 #ifndef FF_SIMD_AVX512_H
 #define FF_SIMD_AVX512_H
 
+#ifdef FF_INTRINSICS /* the tests' own, for machines that lack the instructions */
+#include FF_INTRINSICS
+#else
 #include <immintrin.h>
+#endif
 
 enum { F32_LANES = 16, F64_LANES = 8, VECTOR_REGISTERS = 32 };
 typedef __m512 f32v;
