@@ -8,12 +8,12 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* Matrices of bfloat16: leaf 7 of the processor's description, and Linux's leave to use registers so large, which holds
+/* Matrices of bytes and bfloat16: leaf 7 of the processor's description, and Linux's leave to use registers so large, which holds
    for all threads of the process. */
 static int matrices_run(void) {
-    enum { AMX_BF16 = 1 << 22, AMX_TILE = 1 << 24, ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    enum { AMX_BF16 = 1 << 22, AMX_TILE = 1 << 24, AMX_INT8 = 1 << 25, ALL = AMX_BF16 | AMX_TILE | AMX_INT8, ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
     unsigned a, b, c, d;
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & AMX_BF16) || !(d & AMX_TILE)) return 0;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & ALL) != ALL) return 0;
     return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
 }
 #else
@@ -32,7 +32,7 @@ int ff_cpu_runs(const char *isa) {
     const int avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                        __builtin_cpu_supports("avx512vl");
     if (strcmp(isa, "avx512") == 0) return avx512;
-    if (strcmp(isa, "amx") == 0) return avx512 && matrices_run();
+    if (strcmp(isa, "amx") == 0) return avx512 && __builtin_cpu_supports("avx512bw") && matrices_run();
 #elif defined(__aarch64__)
     if (strcmp(isa, "neon") == 0) return 1;
 #endif

@@ -40,6 +40,8 @@ int ff_isa_runs(int isa) { return isa >= 0 && isa < TARGETS && ff_cpu_runs(targe
    the batch kernel, 1,024 queries: d = 8 7.5 and 13.3, 10 12.6 and 13.3, 12 18.4 and 14.2, 16 27.3 and 13.4; 64 queries cross
    at the same place, one query at 12. At most LOW_SIZE, the size of their scratch arrays. */
 enum { LOW_DIMENSIONS = 10 };
+/* Dimensions of bytes, up to 255 times 127, whose products a sum of 32 bits holds. */
+enum { MATRIX_LARGEST = 65536 };
 /* The block of the kernels for few queries, FEW_QUERIES. */
 int ff_small_batch(void) { return targets[0]->few[0][0].block; }
 
@@ -219,8 +221,10 @@ static const ff_kernel *kernel_for(const ff_points *points, const ff_queries *qu
     const ff_dtype compute = narrow ? FF_FLOAT32 : FF_FLOAT64;
     const ff_kernel *few = &target->few[points->dtype][compute];
     if (queries->count <= few->block) return few;
-    /* Matrices hold differences of bytes, and what is stored as bfloat16 but not differences of it. */
-    const int exact = points->dtype == FF_UINT8 || points->dtype == FF_INT8 || points->centre_is_zero;
+    /* Matrices hold bytes as they are, in sums long enough for so many dimensions, and what is stored as bfloat16, but not
+       its differences from a centre. */
+    const int bytes = points->dtype == FF_UINT8 || points->dtype == FF_INT8;
+    const int exact = bytes ? points->size <= MATRIX_LARGEST : points->centre_is_zero;
     if (narrow && exact && points->matrix && points->matrix[points->dtype].compute) return &points->matrix[points->dtype];
     return &target->batch[points->dtype][compute];
 }

@@ -1,5 +1,5 @@
-/* AVX-512 with matrices of bfloat16 (AMX, Sapphire Rapids and later).
-   cflags x86_64: -march=x86-64 -mtune=generic -mavx2 -mfma -mf16c -mavx512f -mavx512dq -mavx512vl -mamx-tile -mamx-bf16 -mprefer-vector-width=512 */
+/* AVX-512 with matrices of bytes and of bfloat16 (AMX, Sapphire Rapids and later).
+   cflags x86_64: -march=x86-64 -mtune=generic -mavx2 -mfma -mf16c -mavx512f -mavx512dq -mavx512vl -mavx512bw -mamx-tile -mamx-int8 -mamx-bf16 -mprefer-vector-width=512 */
 #if defined(__x86_64__)
 #define FF_ISA amx
 #include "../ff_internal.h"

@@ -133,7 +133,8 @@ static void NAME_ST(batch_pack)(const ff_job *job, int64_t query, int64_t count,
             records[q] = (treatment){.exact = records[q - 1].exact, .scale = 1.0, .suspect = 1.0, .heavy = INFINITY,
                                      .sharp = records[q - 1].sharp};
         }
-        NAME_ST(batch_put)(NAME_ST(batch_panel)(job, q / LANES), job->points->size, q % LANES, factor, s->e);
+        const double rounds = NAME_ST(batch_put)(job->points, NAME_ST(batch_panel)(job, q / LANES), q % LANES, factor, s->e);
+        records[q].terms = fmax(records[q].terms, 0.5 * rounds * sqrt(job->points->largest_square));
     }
 }
 

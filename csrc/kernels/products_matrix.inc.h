@@ -1,181 +1,46 @@
-/* The two products of the batch kernel by matrices of bfloat16, for points that bfloat16 holds exactly: those stored as
-   bytes, less a centre that is a byte too (a difference of at most 255), and those stored as bfloat16 around zero.
-
-   A float32 factor, a query or a weight, is the exact sum of three bfloat16 pieces of 8 bits each, cut off from the top.
-   So each product of pieces and points is exact in float32, and what rounds are sums alone: at every step each matrix
-   unit sums 16 pairs and adds them to what it has, in float32. Of `size` dimensions, with u = 2^-24, a dot product is
-   off by at most (size/32 PIECES + 18) u sum |q_k mu'_k|, less than the (size + 4) u that treatment.inc.h takes as the
-   bound of vectors. Numbers below 2^-126 count as zero there.
-
-   Included once for each storage type FF_S, with the compute type f32. */
-
+/* What the two products of the batch kernel by matrices share: products_bytes.inc.h and products_bf16.inc.h. */
 #ifndef FF_PRODUCTS
 #define FF_PRODUCTS
 enum {
-    MATRIX_ROWS = 16,      /* rows of a matrix, and columns of the result */
-    MATRIX_DEPTH = 32,     /* bfloat16 in a row, which a step contracts over */
-    MATRIX = MATRIX_ROWS * MATRIX_DEPTH,
-    PIECES = 3,
-    BATCH_TILE = 1056,     /* points of a tile at most: the state is read and written once for each */
-    BATCH_TILES = 1,       /* tiles of a chunk */
-    BATCH_LEAST = 256,     /* points that a chunk has at least, where there are as many */
-    BATCH_ROWS = MATRIX_DEPTH,
-    BATCH_PANELS = 4,      /* panels of queries in a block */
-    MATRIX_GROUP = 256,    /* points, and */
-    MATRIX_SLICE = 1024,   /* dimensions that are converted at a time for the dot products: half a megabyte */
-    MATRIX_COLUMNS = 128   /* dimensions that are converted at a time for the sums */
+    MATRIX_ROWS = 16,           /* rows of a matrix, and columns of a result; of 64 bytes each */
+    MATRIX_BYTES = 64 * MATRIX_ROWS,
+    PIECES = 3,                 /* of a float32 factor */
+    BATCH_TILE = 1088,          /* points of a tile at most: the state is read and written once for each */
+    BATCH_TILES = 1,            /* tiles of a chunk */
+    BATCH_LEAST = 256,          /* points that a chunk has at least, where there are as many */
+    BATCH_ROWS = 64,            /* which numbers of points and of dimensions are filled up to multiples of */
+    BATCH_PANELS = 4,           /* panels of queries in a block */
+    MATRIX_COLUMNS = 128,       /* dimensions that are converted at a time for the sums, and at most */
+    MATRIX_TILE_BYTES = 1 << 19 /* bytes that are converted at a time for the dot products */
 };
 
-static int64_t batch_padded(int64_t size) { return ff_ceil_div(size, MATRIX_DEPTH) * MATRIX_DEPTH; }
-/* A tile: points as either product takes them, then the pieces of the weights of a block. */
-static int64_t batch_points_values(int64_t size) {
-    return ff_max(MATRIX_GROUP * ff_min(MATRIX_SLICE, batch_padded(size)), BATCH_TILE * MATRIX_COLUMNS);
-}
-static size_t batch_tile_values(int64_t size) {
-    return (size_t)(batch_points_values(size) + BATCH_TILE * PIECES * BATCH_PANELS * 2 * MATRIX_ROWS);
+static int64_t batch_padded(int64_t size) { return ff_ceil_div(size, BATCH_ROWS) * BATCH_ROWS; }
+
+/* Points, a multiple of 32, of `bytes` each that are converted at a time for the dot products. */
+static int64_t matrix_group(int64_t bytes) {
+    return ff_min(BATCH_TILE, ff_max(1, MATRIX_TILE_BYTES / (2 * MATRIX_ROWS * bytes)) * 2 * MATRIX_ROWS);
 }
 
-/* Two blocks of 16 rows of one factor, y, times two of the other, its pieces: out[i][j] is the sum over `steps` steps, or
-   that added to it. The pieces are rows of the result, or else its columns; a constant in the calls. */
-static inline __attribute__((always_inline)) void multiply_matrices(const ff_bf16 *y, const ff_bf16 *pieces,
-                                                                      int64_t steps, float *out, int64_t stride, int add,
-                                                                      int pieces_are_rows) {
-    MATRIX_MEMORY_BARRIER();
-    MATRIX_ZERO(0);
-    MATRIX_ZERO(1);
-    MATRIX_ZERO(2);
-    MATRIX_ZERO(3);
-    for (int64_t step = 0; step < steps; step++, y += 2 * MATRIX) {
-        MATRIX_LOAD(4, y, 64);
-        MATRIX_LOAD(5, y + MATRIX, 64);
-        for (int piece = 0; piece < PIECES; piece++, pieces += 2 * MATRIX) {
-            MATRIX_LOAD(6, pieces, 64);
-            MATRIX_LOAD(7, pieces + MATRIX, 64);
-            if (pieces_are_rows) {
-                MATRIX_MULTIPLY(0, 6, 4);
-                MATRIX_MULTIPLY(1, 6, 5);
-                MATRIX_MULTIPLY(2, 7, 4);
-                MATRIX_MULTIPLY(3, 7, 5);
-            } else {
-                MATRIX_MULTIPLY(0, 4, 6);
-                MATRIX_MULTIPLY(1, 4, 7);
-                MATRIX_MULTIPLY(2, 5, 6);
-                MATRIX_MULTIPLY(3, 5, 7);
-            }
-        }
-    }
-    float sum[2 * MATRIX_ROWS * 2 * MATRIX_ROWS];
-    float *to = add ? sum : out;
-    const int64_t row = add ? 2 * MATRIX_ROWS : stride;
-    MATRIX_STORE(0, to, row * 4);
-    MATRIX_STORE(1, to + MATRIX_ROWS, row * 4);
-    MATRIX_STORE(2, to + MATRIX_ROWS * row, row * 4);
-    MATRIX_STORE(3, to + MATRIX_ROWS * row + MATRIX_ROWS, row * 4);
-    MATRIX_MEMORY_BARRIER();
-    for (int i = 0; add && i < 2 * MATRIX_ROWS; i++)
-        for (int half = 0; half < 2; half++) {
-            float *at = out + i * stride + half * F32_LANES;
-            f32_store(at, f32_add(f32_load(at), f32_load(sum + (2 * i + half) * F32_LANES)));
-        }
+/* A tile, in bytes: points as either product takes them, then the pieces of the weights of a block. */
+static int64_t matrix_points_bytes(int64_t size) {
+    const int64_t widest = 2 * batch_padded(size); /* of a point in bfloat16 */
+    return ff_max(ff_max(matrix_group(widest) * widest, MATRIX_TILE_BYTES), BATCH_TILE * MATRIX_COLUMNS * 2);
+}
+static size_t batch_tile_values(int64_t size) {
+    return (size_t)(matrix_points_bytes(size) + BATCH_TILE * PIECES * BATCH_PANELS * 2 * MATRIX_ROWS * 2);
 }
 #endif
 
 #define LANES NAME_T(LANES)
 
-/* Elements of a tile: matrices for one product, then for the other. */
-typedef ff_bf16 NAME_ST(batch_value);
+typedef unsigned char NAME_ST(batch_value);
 
 /* Queries in the state are in panels of this many. */
 enum { NAME_ST(STATE_LANES) = 1 };
 
-/* The q of a panel of queries, laid out [step][piece][half of the lanes][k % 16][lane][k of a step / 16]. */
-static size_t NAME_ST(batch_panel_bytes)(int64_t size) {
-    return LANES * (size_t)batch_padded(size) * PIECES * sizeof(ff_bf16);
-}
-
-/* One lane of a panel: q = factor e. */
-static void NAME_ST(batch_put)(void *panel, int64_t size, int64_t lane, double factor, const double *e) {
-    for (int64_t k = 0; k < batch_padded(size); k++) {
-        const int64_t step = k / MATRIX_DEPTH, in_step = k % MATRIX_DEPTH;
-        ff_bf16 *to = (ff_bf16 *)panel + (step * PIECES * 2 + lane / MATRIX_ROWS) * MATRIX +
-                      (in_step % MATRIX_ROWS * MATRIX_ROWS + lane % MATRIX_ROWS) * 2 + in_step / MATRIX_ROWS;
-        float rest = k < size ? (float)(factor * e[k]) : 0.0f;
-        for (int piece = 0; piece < PIECES; piece++) {
-            uint32_t bits;
-            memcpy(&bits, &rest, sizeof bits);
-            to[piece * 2 * MATRIX] = (ff_bf16)(bits >> 16);
-            rest -= ff_float_of_bits(bits & 0xffff0000u);
-        }
-    }
-}
-
 /* Nothing is made of the points before the products: each converts what it is about to use. */
-static void NAME_ST(batch_make_tile)(const ff_points *points, int64_t start, int64_t count, ff_bf16 *tile) {
+static void NAME_ST(batch_make_tile)(const ff_points *points, int64_t start, int64_t count, unsigned char *tile) {
     (void)points, (void)start, (void)count, (void)tile;
-}
-
-/* mu' of 16 dimensions from k on; zeros beyond the last. */
-static inline f32v NAME_S(sixteen)(const ff_points *points, const FF_STORED *row, int64_t k) {
-    const float *centre = points->narrow_centre + k;
-    if (k + F32_LANES <= points->size) return f32_sub(FF_LOAD_T(row + k), f32_load(centre));
-    float values[F32_LANES] = {0};
-    for (int64_t i = 0; k + i < points->size; i++) values[i] = VALUE(row[k + i]) - centre[i];
-    return f32_load(values);
-}
-
-/* Points in rows: [point / 32][step][half of the 32][point][dimension, in pairs (k, k + 16)], zeros beyond the last. */
-static void NAME_S(points_in_rows)(const ff_points *points, int64_t start, int64_t count, int64_t from, int64_t steps,
-                                   ff_bf16 *tile) {
-    const int64_t rows = ff_ceil_div(count, 2 * MATRIX_ROWS) * 2 * MATRIX_ROWS;
-    for (int64_t j = 0; j < rows; j++) {
-        ff_bf16 *to = tile + (j / 32 * steps * 2 + j / 16 % 2) * MATRIX + j % 16 * MATRIX_DEPTH;
-        if (j >= count) {
-            for (int64_t step = 0; step < steps; step++) memset(to + step * 2 * MATRIX, 0, MATRIX_DEPTH * sizeof *to);
-            continue;
-        }
-        const FF_STORED *row = NAME_S(row)(points, start + j);
-        for (int64_t step = 0, k = from; step < steps; step++, k += MATRIX_DEPTH)
-            f32_store_upper_halves(to + step * 2 * MATRIX, NAME_S(sixteen)(points, row, k),
-                        NAME_S(sixteen)(points, row, k + MATRIX_ROWS));
-    }
-}
-
-/* Points in pairs (j, j + 16) of rows: [dimension / 32][step][half of the 32][j][dimension][of the pair]. */
-static void NAME_S(points_in_pairs)(const ff_points *points, int64_t start, int64_t count, int64_t from, int64_t width,
-                                    ff_bf16 *tile) {
-    const int64_t steps = ff_ceil_div(count, MATRIX_DEPTH);
-    const f32v zero = f32_set1(0.0f);
-    for (int64_t step = 0; step < steps; step++)
-        for (int64_t i = 0; i < MATRIX_ROWS; i++) {
-            const int64_t j = step * MATRIX_DEPTH + i, other = j + MATRIX_ROWS;
-            const FF_STORED *low = NAME_S(row)(points, start + ff_min(j, count - 1));
-            const FF_STORED *high = NAME_S(row)(points, start + ff_min(other, count - 1));
-            for (int64_t k = 0; k < width; k += MATRIX_ROWS)
-                f32_store_upper_halves(tile + ((k / 32 * steps + step) * 2 + k / 16 % 2) * MATRIX + i * MATRIX_DEPTH,
-                            j < count ? NAME_S(sixteen)(points, low, from + k) : zero,
-                            other < count ? NAME_S(sixteen)(points, high, from + k) : zero);
-        }
-}
-
-/* logit[panel][point][lane] = mu'_point . q_lane of the points start..start+count-1. */
-static void NAME_ST(batch_dots)(const ff_points *points, int64_t start, int64_t count, ff_bf16 *tile, const void *queries,
-                                int64_t panels, float *logit) {
-    const int64_t padded = batch_padded(points->size), all_steps = padded / MATRIX_DEPTH;
-    MATRIX_BEGIN();
-    for (int64_t group = 0; group < count; group += MATRIX_GROUP) {
-        const int64_t rows = ff_min(MATRIX_GROUP, count - group);
-        for (int64_t from = 0; from < padded; from += MATRIX_SLICE) {
-            const int64_t first = from / MATRIX_DEPTH, steps = ff_min(MATRIX_SLICE, padded - from) / MATRIX_DEPTH;
-            NAME_S(points_in_rows)(points, start + group, rows, from, steps, tile);
-            for (int64_t panel = 0; panel < panels; panel++) {
-                const ff_bf16 *q = (const ff_bf16 *)queries + (panel * all_steps + first) * PIECES * 2 * MATRIX;
-                float *to = logit + (panel * BATCH_TILE + group) * LANES;
-                for (int64_t j = 0; j < rows; j += 2 * MATRIX_ROWS)
-                    multiply_matrices(tile + j / 32 * steps * 2 * MATRIX, q, steps, to + j * LANES, LANES, from > 0, 0);
-            }
-        }
-    }
-    MATRIX_END();
 }
 
 /* Where the sums of a panel begin: [lane][k]. */
@@ -183,54 +48,9 @@ static float *NAME_ST(batch_panel_sums)(float *sums, int64_t size, int64_t panel
     return sums + panel * batch_padded(size) * LANES;
 }
 
-/* The pieces of a panel's weights [point][lane], as rows: [step][piece][half of the lanes][lane][point, in pairs]. */
-static void NAME_ST(weight_pieces)(const float *weights, int64_t count, ff_bf16 *pieces) {
-    for (int64_t first = 0; first < count; first += MATRIX_DEPTH, pieces += PIECES * 2 * MATRIX)
-        for (int half = 0; half < 2; half++) {
-            f32v low[MATRIX_ROWS], high[MATRIX_ROWS];
-            for (int i = 0; i < MATRIX_ROWS; i++) {
-                const float *at = weights + (first + i) * LANES + half * F32_LANES;
-                low[i] = first + i < count ? f32_load(at) : f32_set1(0.0f);
-                high[i] = first + i + MATRIX_ROWS < count ? f32_load(at + MATRIX_ROWS * LANES) : f32_set1(0.0f);
-            }
-            f32_transpose(low);
-            f32_transpose(high);
-            for (int lane = 0; lane < MATRIX_ROWS; lane++)
-                for (int piece = 0; piece < PIECES; piece++) {
-                    f32_store_upper_halves(pieces + (piece * 2 + half) * MATRIX + lane * MATRIX_DEPTH, low[lane], high[lane]);
-                    low[lane] = f32_sub(low[lane], f32_upper_halves(low[lane]));
-                    high[lane] = f32_sub(high[lane], f32_upper_halves(high[lane]));
-                }
-        }
-}
-
-/* Sums over the points of weights[panel][point][lane] times mu', or these added, for the panels that are `computed`. */
-static void NAME_ST(batch_sums)(const ff_points *points, int64_t start, int64_t count, ff_bf16 *tile, int64_t panels,
-                                const unsigned char *computed, const float *weights, float *sums, int add) {
-    const int64_t padded = batch_padded(points->size), steps = ff_ceil_div(count, MATRIX_DEPTH);
-    ff_bf16 *pieces = tile + batch_points_values(points->size);
-    for (int64_t panel = 0; panel < panels; panel++)
-        if (computed[panel])
-            NAME_ST(weight_pieces)(weights + panel * BATCH_TILE * LANES, count,
-                                   pieces + panel * steps * PIECES * 2 * MATRIX);
-    MATRIX_BEGIN();
-    for (int64_t from = 0; from < padded; from += MATRIX_COLUMNS) {
-        const int64_t width = ff_min(MATRIX_COLUMNS, padded - from);
-        NAME_S(points_in_pairs)(points, start, count, from, width, tile);
-        for (int64_t panel = 0; panel < panels; panel++) {
-            float *to = NAME_ST(batch_panel_sums)(sums, points->size, panel) + from;
-            for (int64_t k = 0; computed[panel] && k < width; k += 2 * MATRIX_ROWS)
-                multiply_matrices(tile + k / 32 * steps * 2 * MATRIX, pieces + panel * steps * PIECES * 2 * MATRIX, steps,
-                                  to + k, padded, add, 1);
-        }
-    }
-    MATRIX_END();
-}
-
-/* Sums of a panel times a factor of each lane. */
+/* A chunk is one tile, so the sums of its tiles are never brought to one scale. */
 static void NAME_ST(batch_scale_sums)(float *sums, int64_t size, const double *factors) {
-    for (int64_t lane = 0; lane < LANES; lane++, sums += batch_padded(size))
-        for (int64_t k = 0; k < size; k++) sums[k] *= (float)factors[lane];
+    (void)sums, (void)size, (void)factors;
 }
 
 /* Add the sums of a panel to the state, of `rows` values for each query: to = keep to + add from. */
@@ -246,5 +66,11 @@ static void NAME_ST(batch_merge_panel)(const float *from, double *to, int64_t ro
         for (; k < size; k++) to[k] = (is_first ? 0.0 : keep[lane] * to[k]) + add[lane] * (double)from[k];
     }
 }
+
+#if FF_PASTE(FF_IS_BYTE_, FF_S)
+#include "products_bytes.inc.h"
+#else
+#include "products_bf16.inc.h"
+#endif
 
 #undef LANES

@@ -33,11 +33,13 @@ enum { NAME_ST(STATE_LANES) = LANES };
 /* The q of a panel of queries, laid out [k][lane]. */
 static size_t NAME_ST(batch_panel_bytes)(int64_t size) { return LANES * (size_t)batch_padded(size) * sizeof(FF_TT); }
 
-/* One lane of a panel: q = factor e. */
-static void NAME_ST(batch_put)(void *panel, int64_t size, int64_t lane, double factor, const double *e) {
+/* One lane of a panel: q = factor e. Returns by what q rounds, where it is not its own size. */
+static double NAME_ST(batch_put)(const ff_points *points, void *panel, int64_t lane, double factor, const double *e) {
+    const int64_t size = points->size;
     FF_TT *to = (FF_TT *)panel + lane;
     for (int64_t k = 0; k < size; k++) to[k * LANES] = (FF_TT)(factor * e[k]);
     for (int64_t k = size; k < batch_padded(size); k++) to[k * LANES] = 0;
+    return 0.0;
 }
 
 /* What the points of a chunk are to both products, made once for it. */

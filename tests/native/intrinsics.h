@@ -4,6 +4,7 @@
 #define FF_TEST_INTRINSICS
 
 #define SIMDE_ENABLE_NATIVE_ALIASES
+#include <math.h>
 #include <simde/x86/avx512.h>
 #include <simde/x86/f16c.h>
 #include <simde/x86/fma.h>
@@ -28,6 +29,15 @@ TEST_CONVERT(cvtepu8_epi32, simde__m512i, int32_t, simde__m128i, uint8_t, 16)
 TEST_CONVERT(cvtepu16_epi32, simde__m512i, int32_t, simde__m256i, uint16_t, 16)
 TEST_CONVERT(cvtpd_ps, simde__m256, float, simde__m512d, double, 8)
 TEST_CONVERT(cvtps_pd, simde__m512d, double, simde__m256, float, 8)
+static inline simde__m512i test_cvtps_epi32(simde__m512 v) {
+    float from[16];
+    int32_t to[16];
+    simde__m512i made;
+    memcpy(from, &v, sizeof from);
+    for (int i = 0; i < 16; i++) to[i] = (int32_t)lrintf(from[i]);
+    memcpy(&made, to, sizeof made);
+    return made;
+}
 static inline simde__m512 test_cvtph_ps(simde__m256i v) {
     simde__m128i halves[2];
     simde__m256 made[2];
@@ -69,6 +79,7 @@ static inline double test_reduce_add_pd(simde__m512d v) {
 #define _mm512_cvtepi8_epi32 test_cvtepi8_epi32
 #define _mm512_cvtepu8_epi32 test_cvtepu8_epi32
 #define _mm512_cvtepu16_epi32 test_cvtepu16_epi32
+#define _mm512_cvtps_epi32 test_cvtps_epi32
 #define _mm512_cvtpd_ps test_cvtpd_ps
 #define _mm512_cvtps_pd test_cvtps_pd
 #define _mm512_cvtph_ps test_cvtph_ps
@@ -119,6 +130,27 @@ static inline void multiply_matrix(int sum, int rows, int columns) {
 #undef _tile_loadd
 #undef _tile_stored
 #undef _tile_dpbf16ps
+#undef _tile_dpbuud
+#undef _tile_dpbusd
+#undef _tile_dpbssd
+#define _tile_dpbuud(sum, rows, columns) multiply_bytes(sum, rows, columns, 0, 0)
+#define _tile_dpbusd(sum, rows, columns) multiply_bytes(sum, rows, columns, 0, 1)
+#define _tile_dpbssd(sum, rows, columns) multiply_bytes(sum, rows, columns, 1, 1)
+/* Fours of bytes of either sign. */
+static inline void multiply_bytes(int sum, int rows, int columns, int rows_signed, int columns_signed) {
+    if (!matrices.configured) __builtin_trap();
+    for (int m = 0; m < 16; m++)
+        for (int n = 0; n < 16; n++) {
+            int32_t total;
+            memcpy(&total, matrices.rows[sum][m] + 4 * n, 4);
+            for (int k = 0; k < 64; k++) {
+                const unsigned char a = matrices.rows[rows][m][k], b = matrices.rows[columns][k / 4][4 * n + k % 4];
+                total += (rows_signed ? (int8_t)a : a) * (columns_signed ? (int8_t)b : b);
+            }
+            memcpy(matrices.rows[sum][m] + 4 * n, &total, 4);
+        }
+}
+
 #define _tile_loadconfig(shapes) ((void)(shapes), (void)(matrices.configured = 1))
 #define _tile_release() ((void)memset(&matrices, 0, sizeof matrices))
 #define _tile_zero(to) ((void)memset(matrices.rows[to], 0, sizeof matrices.rows[to]))

@@ -1,0 +1,239 @@
+/* The two products of the batch kernel by matrices of bytes, for points that are stored as bytes.
+
+   A factor in float32, a query or a weight, becomes a whole number of 24 bits times a scale of its own query, the largest
+   of its values over 2^23 or 2^24; three bytes of it, the pieces, meet the stored bytes as they are, in sums of 32 bits
+   that do not round. The centre enters these as a whole number too. So all that rounds is the factor, and three
+   conversions: with u = 2^-24, a dot product is off by at most u (max |q_k| sum |mu'_k| + 4 |q . mu'|), less than the
+   (size + 4) u |q| |mu'| that treatment.inc.h takes as the bound of vectors, and a sum of weights w by at most
+   u max w sum |mu'_jk| / 2 and four roundings.
+
+   Sums of 32 bits hold 65,536 dimensions (MATRIX_LARGEST in ff_driver.c). Included once for each type of bytes FF_S. */
+
+enum { NAME_ST(DEPTH) = 64 }; /* bytes in a row, which a step contracts over */
+#define DEPTH NAME_ST(DEPTH)
+
+/* Two blocks of 16 rows of one factor, the points, times the three pieces of one block of the other: products[block][piece],
+   16 x 16, of `steps` steps. The pieces are rows of the result, or else its columns; a constant in the calls. The products
+   begin at `from`, the same for every row, or at zero. */
+static inline __attribute__((always_inline)) void NAME_S(multiply_bytes)(const unsigned char *y, const unsigned char *pieces,
+                                                                           int64_t steps, const int32_t *from,
+                                                                           int32_t *products, int pieces_are_rows) {
+    MATRIX_MEMORY_BARRIER();
+    if (from) {
+        MATRIX_LOAD(0, from, 0);
+        MATRIX_LOAD(1, from + 16, 0);
+        MATRIX_LOAD(2, from + 32, 0);
+        MATRIX_LOAD(3, from, 0);
+        MATRIX_LOAD(4, from + 16, 0);
+        MATRIX_LOAD(5, from + 32, 0);
+    } else {
+        MATRIX_ZERO(0);
+        MATRIX_ZERO(1);
+        MATRIX_ZERO(2);
+        MATRIX_ZERO(3);
+        MATRIX_ZERO(4);
+        MATRIX_ZERO(5);
+    }
+#define STEP(sum)                                                           \
+    if (pieces_are_rows) FF_PASTE(MATRIX_u8_, FF_S)(sum, 6, 7);             \
+    else FF_PASTE(FF_PASTE(MATRIX_, FF_S), _i8)(sum, 7, 6)
+    for (int64_t step = 0; step < steps; step++, y += 2 * MATRIX_BYTES, pieces += PIECES * MATRIX_BYTES) {
+        MATRIX_LOAD(6, pieces, 64);
+        MATRIX_LOAD(7, y, 64);
+        STEP(0);
+        MATRIX_LOAD(7, y + MATRIX_BYTES, 64);
+        STEP(3);
+        MATRIX_LOAD(6, pieces + MATRIX_BYTES, 64);
+        STEP(4);
+        MATRIX_LOAD(7, y, 64);
+        STEP(1);
+        MATRIX_LOAD(6, pieces + 2 * MATRIX_BYTES, 64);
+        STEP(2);
+        MATRIX_LOAD(7, y + MATRIX_BYTES, 64);
+        STEP(5);
+    }
+#undef STEP
+    MATRIX_STORE(0, products, 64);
+    MATRIX_STORE(1, products + 256, 64);
+    MATRIX_STORE(2, products + 512, 64);
+    MATRIX_STORE(3, products + 768, 64);
+    MATRIX_STORE(4, products + 1024, 64);
+    MATRIX_STORE(5, products + 1280, 64);
+    MATRIX_MEMORY_BARRIER();
+}
+
+/* The q of a panel of queries: for each half of the lanes its scales, what its products begin at, -centre . q of each piece,
+   and [step][piece][k of a step / 4][lane][k % 4]. */
+typedef struct {
+    float scale[MATRIX_ROWS];
+    int32_t begin[PIECES][MATRIX_ROWS];
+} NAME_ST(half_head);
+static size_t NAME_ST(half_bytes)(int64_t size) {
+    return sizeof(NAME_ST(half_head)) + (size_t)(batch_padded(size) / DEPTH) * PIECES * MATRIX_BYTES;
+}
+static size_t NAME_ST(batch_panel_bytes)(int64_t size) { return 2 * NAME_ST(half_bytes)(size); }
+
+/* One lane of a panel: q = factor e. Returns the largest |q_k|, by which q rounds. */
+static double NAME_ST(batch_put)(const ff_points *points, void *panel, int64_t lane, double factor, const double *e) {
+    const int64_t size = points->size;
+    unsigned char *half = (unsigned char *)panel + (size_t)(lane / MATRIX_ROWS) * NAME_ST(half_bytes)(size);
+    NAME_ST(half_head) *head = (void *)half;
+    const double most = 127.0 * 65536.0 + 127.0 * 256.0 + 127.0; /* which has pieces from -128 to 127 */
+    double largest = 0.0;
+    for (int64_t k = 0; k < size; k++) largest = fmax(largest, fabs(factor * e[k]));
+    lane %= MATRIX_ROWS;
+    head->scale[lane] = (float)(largest / most * (1.0 + 0x1p-23)); /* not below it when rounded */
+    if (head->scale[lane] < 1e-37f) head->scale[lane] = 0.0f;
+    const double inverse = head->scale[lane] > 0.0f ? 1.0 / (double)head->scale[lane] : 0.0;
+    int32_t begin[PIECES] = {0};
+    half += sizeof *head + (size_t)lane * 4;
+    for (int64_t k = 0; k < batch_padded(size); k++) {
+        unsigned char *to = half + k / DEPTH * PIECES * MATRIX_BYTES + k % DEPTH / 4 * 64 + k % 4;
+        int32_t rest = k < size ? (int32_t)lrint(factor * e[k] * inverse) : 0;
+        for (int piece = PIECES - 1; piece >= 0; piece--) {
+            const int8_t low = (int8_t)(rest & 255);
+            rest = (rest - low) / 256;
+            to[piece * MATRIX_BYTES] = (unsigned char)low;
+            if (k < size) begin[piece] -= low * (int32_t)points->centre[k];
+        }
+    }
+    for (int piece = 0; piece < PIECES; piece++) head->begin[piece][lane] = begin[piece];
+    return largest;
+}
+
+/* Points in rows: [point / 32][step][half of the 32][point][dimension], zeros beyond the last dimension. */
+static void NAME_S(points_in_rows)(const ff_points *points, int64_t start, int64_t count, int64_t stop, unsigned char *tile) {
+    const int64_t size = points->size, steps = batch_padded(size) / DEPTH;
+    for (int64_t j = 0; j < ff_ceil_div(count, 2 * MATRIX_ROWS) * 2 * MATRIX_ROWS; j++) {
+        unsigned char *to = tile + (j / 32 * steps * 2 + j / 16 % 2) * MATRIX_BYTES + j % 16 * 64;
+        const FF_STORED *row = NAME_S(row)(points, ff_min(start + j, stop - 1));
+        int64_t k = 0;
+        for (; k + DEPTH <= size; k += DEPTH, to += 2 * MATRIX_BYTES) memcpy(to, row + k, 64);
+        if (k == size) continue;
+        memset(to, 0, 64);
+        memcpy(to, row + k, (size_t)(size - k));
+    }
+}
+
+/* logit[panel][point][lane] = mu'_point . q_lane of the points start..start+count-1. */
+static void NAME_ST(batch_dots)(const ff_points *points, int64_t start, int64_t count, unsigned char *tile,
+                                const void *queries, int64_t panels, float *logit) {
+    const int64_t padded = batch_padded(points->size), steps = padded / DEPTH, most = matrix_group(padded);
+    int32_t products[2 * PIECES * 256] __attribute__((aligned(64)));
+    MATRIX_BEGIN();
+    for (int64_t group = 0; group < count; group += most) {
+        const int64_t rows = ff_min(most, count - group);
+        NAME_S(points_in_rows)(points, start + group, rows, start + count, tile);
+        for (int64_t half = 0; half < 2 * panels; half++) {
+            const unsigned char *q = (const unsigned char *)queries + (size_t)half * NAME_ST(half_bytes)(points->size);
+            const NAME_ST(half_head) *head = (const void *)q;
+            const f32v scale = f32_load(head->scale);
+            for (int64_t j = 0; j < rows; j += 2 * MATRIX_ROWS) {
+                NAME_S(multiply_bytes)(tile + j * padded, q + sizeof *head, steps, head->begin[0], products, 0);
+                float *to = logit + (half / 2 * BATCH_TILE + group + j) * LANES + half % 2 * MATRIX_ROWS;
+                for (int block = 0; block < 2; block++)
+                    for (int i = 0; i < MATRIX_ROWS; i++, to += LANES)
+                        f32_store(to, f32_mul(scale, f32_of_pieces(products + block * PIECES * 256 + i * 16)));
+            }
+        }
+    }
+    MATRIX_END();
+}
+
+/* The pieces of half a panel's weights [point][lane], as rows: [step][piece][lane][point]; the scales of the lanes; and the
+   totals of the pieces, [piece][lane]. */
+static void NAME_ST(weight_pieces)(const float *weights, int64_t count, unsigned char *pieces, float *scales,
+                                   int32_t *totals) {
+    f32v largest = f32_set1(0.0f);
+    for (int64_t j = 0; j < count; j++) largest = f32_max(largest, f32_load(weights + j * LANES));
+    const f32v scale = f32_mul(largest, f32_set1(1.0f / 16777215.0f));
+    f32_store(scales, scale);
+    const f32v inverse = f32_where_above(f32_div(f32_set1(16777215.0f), largest), largest, f32_set1(1e-30f));
+    i32v total[PIECES] = {i32_set1(0), i32_set1(0), i32_set1(0)};
+    for (int64_t first = 0; first < count; first += DEPTH, pieces += PIECES * MATRIX_BYTES) {
+        i32v fours[PIECES][MATRIX_ROWS]; /* each lane's bytes of four points */
+        for (int i = 0; i < MATRIX_ROWS; i++) {
+            i32v whole[4];
+            for (int point = 0; point < 4; point++) {
+                const int64_t j = first + 4 * i + point;
+                whole[point] = i32_set1(0);
+                if (j < count) whole[point] = i32_least(i32_rounded(f32_mul(inverse, f32_load(weights + j * LANES))), 0xffffff);
+            }
+            for (int piece = 0; piece < PIECES; piece++) {
+                fours[piece][i] = i32_bytes(whole, 16 - 8 * piece);
+                total[piece] = i32_add_bytes(total[piece], fours[piece][i]);
+            }
+        }
+        for (int piece = 0; piece < PIECES; piece++) {
+            i32_transpose(fours[piece]);
+            for (int lane = 0; lane < MATRIX_ROWS; lane++)
+                i32_store(pieces + piece * MATRIX_BYTES + lane * 64, fours[piece][lane]);
+        }
+    }
+    for (int piece = 0; piece < PIECES; piece++) i32_store(totals + piece * MATRIX_ROWS, total[piece]);
+}
+
+/* Points in fours: [dimension / 64][half of the four blocks][step][block][point / 4][dimension of the block][point % 4]. Block b
+   of 64 dimensions has those k with k % 16 / 4 = b. */
+static void NAME_S(points_in_fours)(const ff_points *points, int64_t start, int64_t count, int64_t from, int64_t width,
+                                    unsigned char *tile) {
+    const int64_t steps = ff_ceil_div(count, DEPTH);
+    for (int64_t j = 0; j < steps * DEPTH; j += 4) {
+        const FF_STORED *row[4];
+        for (int i = 0; i < 4; i++) row[i] = NAME_S(row)(points, start + ff_min(j + i, count - 1)) + from;
+        unsigned char *to = tile + j / DEPTH * 2 * MATRIX_BYTES + j % DEPTH * 16;
+        for (int64_t k = 0; k < width; k += DEPTH, to += 4 * steps * MATRIX_BYTES) {
+            unsigned char ends[4][64];
+            const void *at[4];
+            const int64_t there = ff_min(DEPTH, points->size - from - k);
+            for (int i = 0; i < 4; i++) {
+                at[i] = there == DEPTH ? (const void *)(row[i] + k) : ends[i];
+                if (there == DEPTH) continue;
+                memset(ends[i], 0, 64);
+                memcpy(ends[i], row[i] + k, (size_t)there);
+            }
+            store_fours(to, MATRIX_BYTES, 2 * steps * MATRIX_BYTES, at);
+        }
+    }
+}
+
+/* Sums over the points of weights[panel][point][lane] times mu', for the panels that are `computed`. */
+static void NAME_ST(batch_sums)(const ff_points *points, int64_t start, int64_t count, unsigned char *tile, int64_t panels,
+                                const unsigned char *computed, const float *weights, float *sums, int add) {
+    (void)add;
+    const int64_t padded = batch_padded(points->size), steps = ff_ceil_div(count, DEPTH);
+    unsigned char *pieces = tile + matrix_points_bytes(points->size);
+    float scales[2 * BATCH_PANELS][MATRIX_ROWS];
+    int32_t totals[2 * BATCH_PANELS][PIECES][MATRIX_ROWS], products[2 * PIECES * 256] __attribute__((aligned(64)));
+    for (int64_t half = 0; half < 2 * panels; half++)
+        if (computed[half / 2])
+            NAME_ST(weight_pieces)(weights + half / 2 * BATCH_TILE * LANES + half % 2 * MATRIX_ROWS, count,
+                                   pieces + half * steps * PIECES * MATRIX_BYTES, scales[half], totals[half][0]);
+    MATRIX_BEGIN();
+    for (int64_t from = 0; from < padded; from += MATRIX_COLUMNS) {
+        const int64_t width = ff_min(MATRIX_COLUMNS, padded - from);
+        NAME_S(points_in_fours)(points, start, count, from, width, tile);
+        int32_t centre[MATRIX_COLUMNS / 16][16] = {{0}}; /* of the blocks of dimensions */
+        for (int64_t k = 0; k < ff_min(width, points->size - from); k++)
+            centre[k / 64 * 4 + k % 16 / 4][k % 64 / 16 * 4 + k % 4] = (int32_t)points->narrow_centre[from + k];
+        for (int64_t half = 0; half < 2 * panels; half++) {
+            if (!computed[half / 2]) continue;
+            float *to = NAME_ST(batch_panel_sums)(sums, points->size, half / 2) + half % 2 * MATRIX_ROWS * padded + from;
+            for (int64_t k = 0; k < width; k += DEPTH / 2) {
+                NAME_S(multiply_bytes)(tile + k * steps * DEPTH, pieces + half * steps * PIECES * MATRIX_BYTES, steps, NULL,
+                                       products, 1);
+                for (int block = 0; block < 2; block++) {
+                    const int64_t first = k / DEPTH * DEPTH + (k % DEPTH / 32 * 2 + block) * 4; /* of the block's dimensions */
+                    const int32_t *own_centre = centre[k / 16 + block];
+                    for (int lane = 0; lane < MATRIX_ROWS; lane++) {
+                        const int32_t *at = products + block * PIECES * 256 + lane * 16;
+                        const f32v sum = f32_of_pieces_less(at, own_centre, &totals[half][0][lane]);
+                        f32_store_fours(to + lane * padded + first, f32_mul(f32_set1(scales[half][lane]), sum));
+                    }
+                }
+            }
+        }
+    }
+    MATRIX_END();
+}
+#undef DEPTH
