@@ -2,8 +2,8 @@
 
    A task is one chunk of points for one group of blocks of queries. Tasks are handed out chunk by chunk, and the
    partial sums of a block are merged in the order of the chunks, whoever computed them: so results do not depend on
-   the number of threads, each point is read from memory once, and the thread that holds the earliest chunk never
-   waits. */
+   the number of threads, and each point is read from memory once. A thread whose sums are early leaves them, and goes on
+   in its second slot; whoever merges the chunk before takes them along. */
 #include <math.h>
 #include <sched.h>
 #include <stdatomic.h>
@@ -229,14 +229,28 @@ static const ff_kernel *kernel_for(const ff_points *points, const ff_queries *qu
     return &target->batch[points->dtype][compute];
 }
 
+/* A thread's scratch, which is taken from the beginning of a chunk's computation until it is merged. */
+enum { SLOTS = 2 };
+typedef struct {
+    atomic_int taken;
+    char *scratch;
+} slot;
+
+/* How far the chunks of a block have come. Sums wait for their turn at their chunk modulo the length of the queue: fewer
+   chunks of a block are begun and not yet merged than there are slots and threads. */
+typedef struct {
+    atomic_int locked;
+    atomic_llong merged; /* chunks in the state */
+    _Atomic(slot *) *early;
+} block_turn;
+
 typedef struct {
     ff_job job;
     const ff_kernel *kernel;
-    int64_t chunk, blocks, groups, tasks;
+    int64_t chunk, blocks, groups, tasks, units, queue;
     atomic_llong next_pack, next_task, next_write;
-    atomic_llong *merged; /* of each block: how many chunks are in its state */
-    char *scratch;
-    size_t scratch_bytes;
+    block_turn *turns;
+    slot *slots;
 } evaluation;
 
 /* The memory that a call works in is kept for the next one: fresh pages, for 16 threads, cost the kernel as much time as a
@@ -270,37 +284,66 @@ static int64_t block_count(const evaluation *e, int64_t block) {
     return ff_min(e->kernel->block, e->job.queries->count - block * e->kernel->block);
 }
 
+static int64_t unit_count(const evaluation *e, int64_t unit) {
+    return ff_min(e->kernel->unit, e->job.queries->count - unit * e->kernel->unit);
+}
+
 static void run_packing(void *context, int worker) {
     evaluation *e = context;
-    char *scratch = e->scratch + (size_t)worker * e->scratch_bytes;
-    for (int64_t block; (block = atomic_fetch_add(&e->next_pack, 1)) < e->blocks;)
-        e->kernel->pack(&e->job, block * e->kernel->block, block_count(e, block), scratch);
+    for (int64_t unit; (unit = atomic_fetch_add(&e->next_pack, 1)) < e->units;)
+        e->kernel->pack(&e->job, unit * e->kernel->unit, unit_count(e, unit), e->slots[SLOTS * worker].scratch);
+}
+
+/* Merge what is there of a block, in the order of its chunks. Whoever finds it locked leaves that to the one who holds it,
+   and who looks again after unlocking it. */
+static void merge_early(evaluation *e, int64_t block) {
+    const ff_kernel *kernel = e->kernel;
+    block_turn *turn = e->turns + block;
+    slot *next;
+    do {
+        if (atomic_exchange(&turn->locked, 1)) return;
+        int64_t chunk = atomic_load(&turn->merged);
+        while ((next = atomic_exchange(&turn->early[chunk % e->queue], NULL))) {
+            const int64_t start = chunk * e->chunk, stop = ff_min(start + e->chunk, e->job.points->count);
+            kernel->merge(&e->job, start, stop, block * kernel->block, block_count(e, block), next->scratch);
+            atomic_store(&next->taken, 0);
+            atomic_store(&turn->merged, ++chunk);
+        }
+        atomic_store(&turn->locked, 0);
+        next = atomic_load(&turn->early[chunk % e->queue]);
+    } while (next);
+}
+
+static slot *free_slot(slot *own) {
+    for (;; sched_yield())
+        for (int i = 0; i < SLOTS; i++)
+            if (!atomic_load(&own[i].taken)) return own + i;
 }
 
 static void run_tasks(void *context, int worker) {
     evaluation *e = context;
     const ff_kernel *kernel = e->kernel;
-    char *scratch = e->scratch + (size_t)worker * e->scratch_bytes;
     for (int64_t task; (task = atomic_fetch_add(&e->next_task, 1)) < e->tasks;) {
         const int64_t chunk = task / e->groups, group = task % e->groups;
         const int64_t start = chunk * e->chunk, stop = ff_min(start + e->chunk, e->job.points->count);
-        if (kernel->begin) kernel->begin(&e->job, start, stop, scratch);
+        const slot *begun = NULL;
         for (int64_t block = group * e->blocks / e->groups; block < (group + 1) * e->blocks / e->groups; block++) {
-            const int64_t query = block * kernel->block, count = block_count(e, block);
-            kernel->compute(&e->job, start, stop, query, count, scratch);
-            /* The chunk before was handed out earlier, to a thread that waits only for chunks before it. */
-            while (atomic_load_explicit(&e->merged[block], memory_order_acquire) != chunk) sched_yield();
-            kernel->merge(&e->job, start, stop, query, count, scratch);
-            atomic_store_explicit(&e->merged[block], chunk + 1, memory_order_release);
+            slot *at = free_slot(e->slots + SLOTS * worker);
+            if (kernel->begin && at != begun) kernel->begin(&e->job, start, stop, at->scratch);
+            begun = at;
+            kernel->compute(&e->job, start, stop, block * kernel->block, block_count(e, block), at->scratch);
+            atomic_store(&at->taken, 1);
+            atomic_store(&e->turns[block].early[chunk % e->queue], at);
+            merge_early(e, block);
         }
     }
 }
 
 static void run_writing(void *context, int worker) {
     evaluation *e = context;
-    for (int64_t block; (block = atomic_fetch_add(&e->next_write, 1)) < e->blocks;) {
-        const int64_t query = block * e->kernel->block, count = block_count(e, block);
-        if (e->kernel->write) e->kernel->write(&e->job, query, count, e->scratch + (size_t)worker * e->scratch_bytes);
+    for (int64_t unit; (unit = atomic_fetch_add(&e->next_write, 1)) < e->units;) {
+        const int64_t query = unit * e->kernel->unit, count = unit_count(e, unit);
+        if (e->kernel->write) e->kernel->write(&e->job, query, count, e->slots[SLOTS * worker].scratch);
         else
             e->job.points->target->write(&e->job, e->kernel->lanes, query, count);
     }
@@ -349,29 +392,44 @@ int ff_points_moments(const ff_points *points, const ff_queries *queries, const 
     /* Four tasks for each thread even out their lengths; a chunk is cut by queries only where that gives them. */
     e.groups = ff_max(1, ff_min(e.blocks, threads == 1 ? 1 : ff_ceil_div(4 * threads, chunks)));
     e.tasks = chunks * e.groups;
+    e.units = ff_ceil_div(queries->count, kernel->unit);
     threads = ff_min(threads, e.tasks);
+    const int64_t slots = SLOTS * threads;
+    e.queue = slots + threads;
 
     const int64_t padded = ff_ceil_div(queries->count, kernel->lanes) * kernel->lanes;
     const size_t scalars = ff_aligned((size_t)padded * sizeof(double));
     const size_t sums = ff_aligned((size_t)padded * kernel->state_values(&e.job) * sizeof(double));
     const size_t packed = ff_aligned(kernel->packed_bytes(&e.job));
-    const size_t turns = ff_aligned((size_t)e.blocks * sizeof *e.merged);
-    e.scratch_bytes = ff_aligned(kernel->scratch_bytes(points, &e.job));
+    const size_t scratch = ff_aligned(kernel->scratch_bytes(points, &e.job));
+    const size_t queue = ff_aligned((size_t)e.queue * sizeof(_Atomic(slot *)));
+    const size_t turns = ff_aligned((size_t)e.blocks * sizeof(block_turn)), table = ff_aligned((size_t)slots * sizeof(slot));
 
-    char *at = take_space(5 * scalars + turns + sums + packed + (size_t)threads * e.scratch_bytes);
-    if (!at) return FF_NO_MEMORY;
-    char *const space = at;
+    char *const space =
+        take_space(5 * scalars + sums + packed + (size_t)slots * scratch + turns + table + (size_t)e.blocks * queue);
+    if (!space) return FF_NO_MEMORY;
+    char *at = space;
     double **const state[5] = {&e.job.state.largest, &e.job.state.total, &e.job.state.first, &e.job.state.second,
                                &e.job.state.base};
     for (int i = 0; i < 5; i++, at += scalars) *state[i] = (double *)at;
-    e.merged = (atomic_llong *)at;
-    for (int64_t block = 0; block < e.blocks; block++) atomic_init(&e.merged[block], 0);
-    e.job.state.sum = (double *)(at += turns);
+    e.job.state.sum = (double *)at;
     e.job.packed = at += sums;
-    e.scratch = at + packed;
-    if (kernel->pack) ff_parallel((int)ff_min(threads, e.blocks), run_packing, &e);
+    e.slots = (slot *)(at += packed);
+    e.turns = (block_turn *)(at += table);
+    at += turns;
+    for (int64_t i = 0; i < slots; i++, at += scratch) {
+        atomic_init(&e.slots[i].taken, 0);
+        e.slots[i].scratch = at;
+    }
+    for (int64_t block = 0; block < e.blocks; block++, at += queue) {
+        atomic_init(&e.turns[block].locked, 0);
+        atomic_init(&e.turns[block].merged, 0);
+        e.turns[block].early = (_Atomic(slot *) *)at;
+        for (int64_t i = 0; i < e.queue; i++) atomic_init(&e.turns[block].early[i], NULL);
+    }
+    if (kernel->pack) ff_parallel((int)ff_min(threads, e.units), run_packing, &e);
     ff_parallel((int)threads, run_tasks, &e);
-    ff_parallel((int)ff_min(threads, e.blocks), run_writing, &e);
+    ff_parallel((int)ff_min(threads, e.units), run_writing, &e);
     leave_space(space, threads);
     return FF_OK;
 }

@@ -43,7 +43,7 @@ static double batch_gain(const ff_points *points, const coefficients *c, const b
 }
 
 /* clang-format off */
-#define BATCH(s, t) {OF(STATE_LANES, s##_##t), BATCH_PANELS * OF(LANES, t), batch_chunk, sum_values, \
+#define BATCH(s, t) {OF(STATE_LANES, s##_##t), BATCH_PANELS * OF(LANES, t), OF(LANES, t), batch_chunk, sum_values, \
                      OF(batch_packed_bytes, s##_##t), OF(batch_scratch_bytes, s##_##t), OF(batch_pack, s##_##t), \
                      NULL, OF(batch_compute, s##_##t), OF(batch_merge, s##_##t), NULL}
 /* clang-format on */

@@ -87,15 +87,21 @@ static double NAME_ST(batch_put)(const ff_points *points, void *panel, int64_t l
     const double inverse = head->scale[lane] > 0.0f ? 1.0 / (double)head->scale[lane] : 0.0;
     int32_t begin[PIECES] = {0};
     half += sizeof *head + (size_t)lane * 4;
-    for (int64_t k = 0; k < batch_padded(size); k++) {
-        unsigned char *to = half + k / DEPTH * PIECES * MATRIX_BYTES + k % DEPTH / 4 * 64 + k % 4;
-        int32_t rest = k < size ? (int32_t)lrint(factor * e[k] * inverse) : 0;
-        for (int piece = PIECES - 1; piece >= 0; piece--) {
-            const int8_t low = (int8_t)(rest & 255);
-            rest = (rest - low) / 256;
-            to[piece * MATRIX_BYTES] = (unsigned char)low;
-            if (k < size) begin[piece] -= low * (int32_t)points->centre[k];
+    for (int64_t first = 0; first < size; first += DEPTH, half += PIECES * MATRIX_BYTES) {
+        int8_t digits[PIECES][DEPTH] = {{0}};
+        const int64_t there = ff_min(DEPTH, size - first);
+        for (int64_t k = 0; k < there; k++) {
+            const double value = factor * e[first + k] * inverse;
+            const int32_t whole = (int32_t)(value + copysign(0.5, value)), centre = (int32_t)points->narrow_centre[first + k];
+            const int8_t low = (int8_t)whole, middle = (int8_t)((whole - low) >> 8);
+            digits[2][k] = low;
+            digits[1][k] = middle;
+            digits[0][k] = (int8_t)((((whole - low) >> 8) - middle) >> 8);
+            for (int piece = 0; piece < PIECES; piece++) begin[piece] -= digits[piece][k] * centre;
         }
+        for (int piece = 0; piece < PIECES; piece++)
+            for (int four = 0; four < DEPTH / 4; four++)
+                memcpy(half + piece * MATRIX_BYTES + four * 64, digits[piece] + four * 4, 4);
     }
     for (int piece = 0; piece < PIECES; piece++) head->begin[piece][lane] = begin[piece];
     return largest;
