@@ -254,8 +254,9 @@ typedef struct {
 } evaluation;
 
 /* The memory that a call works in is kept for the next one: fresh pages, for 16 threads, cost the kernel as much time as a
-   third of a call. One block at most, of up to KEPT_BYTES for each thread of the call that leaves it. */
-enum { KEPT_BYTES = 16 << 20 };
+   third of a call. One block at most, of up to KEPT_BYTES for each thread of the call that leaves it; most of that is never
+   touched. */
+enum { KEPT_BYTES = 32 << 20 };
 typedef struct {
     size_t bytes;
 } work_space;

@@ -30,9 +30,8 @@ static int64_t batch_tile(int64_t count) {
 
 /* The points whose share of a query is summed in float64: all of a sharp query, the heavy ones of a smooth query. */
 typedef struct {
-    int64_t count;
-    int64_t index[BATCH_TILE];
-    double weight[BATCH_TILE];
+    int64_t count, *index; /* with room for a tile; no memory is touched where none is kept */
+    double *weight;
 } batch_kept;
 
 /* The sum of w gamma over the list. */
@@ -62,7 +61,9 @@ typedef struct {
     double *wide, *gain_total, *inverse, *gain, *gains, *own_mass;
     FF_TT *gained;
     double *e;
-    batch_kept *kept;
+    batch_kept kept[BLOCK];
+    int64_t *kept_index;
+    double *kept_weight;
     /* Of a tile: its partials. Of the chunk so far: the merged ones, the sums in float64 of the points that were kept, a row
        for each query, and whether there are any. */
     partial partials[BLOCK];
@@ -92,7 +93,8 @@ static size_t NAME_ST(batch_lay_out)(const ff_points *points, NAME_ST(batch_scra
     PART(gains, pointwise * BATCH_TILE * LANES);
     PART(own_mass, pointwise * BATCH_TILE);
     PART(e, points->size);
-    PART(kept, BLOCK);
+    PART(kept_index, BLOCK * BATCH_TILE);
+    PART(kept_weight, BLOCK * BATCH_TILE);
     PART(whole_gain, pointwise * BLOCK);
     PART(kept_sum, BLOCK * points->size * (1 + (int64_t)pointwise));
 #undef PART
@@ -601,6 +603,8 @@ static void NAME_ST(batch_compute)(const ff_job *job, int64_t start, int64_t sto
                                    void *scratch) {
     NAME_ST(batch_scratch) *s = scratch;
     NAME_ST(batch_lay_out)(job->points, s, scratch);
+    for (int64_t i = 0; i < BLOCK; i++)
+        s->kept[i] = (batch_kept){0, s->kept_index + i * BATCH_TILE, s->kept_weight + i * BATCH_TILE};
     const int64_t panels = ff_ceil_div(count, LANES), most = batch_tile(stop - start);
     const void *queries = NAME_ST(batch_panel)(job, query / LANES);
     for (int64_t first = start; first < stop; first += most) {

@@ -9,8 +9,12 @@
 
    Sums of 32 bits hold 65,536 dimensions (MATRIX_LARGEST in ff_driver.c). Included once for each type of bytes FF_S. */
 
-enum { NAME_ST(DEPTH) = 64 }; /* bytes in a row, which a step contracts over */
+enum {
+    NAME_ST(DEPTH) = 64, /* bytes in a row, which a step contracts over */
+    NAME_ST(AHEAD) = 4   /* fours of points that are fetched before they are needed */
+};
 #define DEPTH NAME_ST(DEPTH)
+#define AHEAD NAME_ST(AHEAD)
 
 /* Two blocks of 16 rows of one factor, the points, times the three pieces of one block of the other: products[block][piece],
    16 x 16, of `steps` steps. The pieces are rows of the result, or else its columns; a constant in the calls. The products
@@ -188,6 +192,11 @@ static void NAME_S(points_in_fours)(const ff_points *points, int64_t start, int6
         const FF_STORED *row[4];
         for (int i = 0; i < 4; i++) row[i] = NAME_S(row)(points, start + ff_min(j + i, count - 1)) + from;
         unsigned char *to = tile + j / DEPTH * 2 * MATRIX_BYTES + j % DEPTH * 16;
+        /* Rows lie too far apart for the processor to fetch the next ones by itself. */
+        for (int i = 0; i < 4 && j + 4 * AHEAD < count - 4; i++) {
+            const FF_STORED *next = NAME_S(row)(points, start + j + 4 * AHEAD + i) + from;
+            for (int64_t k = 0; k < width; k += 64) __builtin_prefetch(next + ff_min(k, points->size - from - 1));
+        }
         for (int64_t k = 0; k < width; k += DEPTH, to += 4 * steps * MATRIX_BYTES) {
             unsigned char ends[4][64];
             const void *at[4];
@@ -243,3 +252,4 @@ static void NAME_ST(batch_sums)(const ff_points *points, int64_t start, int64_t 
     MATRIX_END();
 }
 #undef DEPTH
+#undef AHEAD
