@@ -10,8 +10,10 @@ enum {
     BATCH_LEAST = 256,          /* points that a chunk has at least, where there are as many */
     BATCH_ROWS = 64,            /* which numbers of points and of dimensions are filled up to multiples of */
     BATCH_PANELS = 4,           /* panels of queries in a block */
-    MATRIX_COLUMNS = 128,       /* dimensions that are converted at a time for the sums, and at most */
-    MATRIX_TILE_BYTES = 1 << 19 /* bytes that are converted at a time for the dot products */
+    /* On 16 threads of a Xeon, of which two share a second-level cache of 2 MB, ms of 50,000 x 3,072 bytes and 64 queries, and
+       of 60,000 x 784 and 128: 256 and 2^17 17.3 and 9.8; 128 and 2^17 18.0 and 10.1; 256 and 2^19 18.0 and 11.3. */
+    MATRIX_COLUMNS = 256,       /* dimensions that are converted at a time for the sums */
+    MATRIX_TILE_BYTES = 1 << 17 /* bytes that are converted at a time for the dot products */
 };
 
 static int64_t batch_padded(int64_t size) { return ff_ceil_div(size, BATCH_ROWS) * BATCH_ROWS; }
