@@ -54,8 +54,9 @@ class BuildExtension(build_ext):
         link = ["-lm", "-pthread"]
         if os.environ.get("FASTFLOW_SANITIZE"):
             sanitize = f"-fsanitize={os.environ['FASTFLOW_SANITIZE']}"
-            # -O1: what a sanitizer checks is in the code already, and optimising that takes minutes
-            common += [sanitize, "-fno-sanitize-recover=all", "-g", "-fno-omit-frame-pointer", "-O1"]
+            # -O0 and -g1: what a sanitizer checks is in the code already, and optimising that, or telling a debugger
+            # where each variable is, takes minutes. Line numbers remain.
+            common += [sanitize, "-fno-sanitize-recover=all", "-g1", "-fno-omit-frame-pointer", "-O0"]
             link.append(sanitize)
         package = Path(self.build_lib, "fastflow")
         ext.libraries, ext.library_dirs = ["fastflow"], [str(package / "lib")]

@@ -9,7 +9,7 @@ import numpy as np
 from ..._arrays import LOG_ZERO
 from .common import add_chunk, clear, group_span, leave_out, next_task, scale_to_logits
 from .plan import Plan
-from .vector import SUM, jit
+from .vector import SUM, inner, jit
 
 if TYPE_CHECKING:
     from . import Compiled
@@ -18,7 +18,7 @@ SMALL_SIZE = 16  # D up to which this kernel serves every batch
 COLUMN_CHUNK = 512  # points of a chunk: 8 kB per dimension in float64
 
 
-@jit()
+@inner()
 def fill_columns(data, start, count, columns):
     """`mu'` of a chunk, [dimension][point]."""
     points, index, centre = data.points, data.index, data.centre
@@ -32,7 +32,7 @@ def fill_columns(data, start, count, columns):
                 column[j] = np.float64(points[start + j, k]) - centre[k]
 
 
-@jit(fastmath=SUM)
+@inner(fastmath=SUM)
 def _column_squares(columns, count, e, beta, far, squares):
     """`|e - beta mu'|^2` of a chunk, or without `|e|^2` for a far query."""
     for k in range(e.size):
@@ -57,7 +57,7 @@ def _column_squares(columns, count, e, beta, far, squares):
                 squares[j] += residual * residual
 
 
-@jit(fastmath=SUM)
+@inner(fastmath=SUM)
 def _add_columns(columns, count, weights, row):
     """`row += sum_j weights_j mu'_j`."""
     for k in range(columns.shape[0]):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .vector import SUM, exp, fused, jit, larger, log, take
+from .vector import SUM, exp, fused, inner, jit, larger, log, take
 
 FAR_LOGIT, FAR_SIZE = 100.0, 2000  # size of a logit, beside a typical D / 2 for D up to this, whose rounding is seen
 LOWEST = -1e307  # stands for log 0 in references: finite, so that differences are not NaN
@@ -91,7 +91,7 @@ class Queries(NamedTuple):
 # --- queries and data, once ------------------------------------------------------------------------------------------
 
 
-@jit()
+@inner()
 def _centre_query(x, alpha, beta, source_mean, centre, e, raw):
     """`e = x - alpha m_i - beta c` with the errors of both products put back; `raw` leaves out the last term."""
     if source_mean.size:
@@ -111,7 +111,7 @@ def _centre_query(x, alpha, beta, source_mean, centre, e, raw):
             raw[k] = value
 
 
-@jit(fastmath=SUM)
+@inner(fastmath=SUM)
 def _square(vector):
     total = 0.0
     for k in range(vector.size):
@@ -156,7 +156,7 @@ def centre_queries(x, coefficients, source_mean, centre, largest, constant, widt
             query.offset -= excess
 
 
-@jit()
+@inner()
 def place_of(index, j):
     """The row of the j-th point in the data."""
     return index[j] if index.size else j
@@ -187,7 +187,7 @@ def point_squares(points, index, centre, start, stop, squares):
 # --- tasks and states ------------------------------------------------------------------------------------------------
 
 
-@jit()
+@inner()
 def next_task(counter, split):
     """Slot of the sums and range of queries of a task that nobody has taken, or a negative slot."""
     parts = (split.rows + split.task_queries - 1) // split.task_queries
@@ -198,7 +198,7 @@ def next_task(counter, split):
     return task // parts, first, min(first + split.task_queries, split.rows)
 
 
-@jit()
+@inner()
 def group_span(data, group):
     """First point of a group and of the next."""
     begin = group * data.group_points
@@ -213,7 +213,7 @@ def clear(states, sums, first, last):
         sums[b, :] = 0.0
 
 
-@jit()
+@inner()
 def raise_reference(state, row, reference, mean):
     """Express the state, and the sum of points, by a reference that is no smaller."""
     if reference == state[0]:
@@ -234,7 +234,7 @@ def raise_reference(state, row, reference, mean):
 # --- one query and one chunk -----------------------------------------------------------------------------------------
 
 
-@jit(fastmath=SUM)
+@inner(fastmath=SUM)
 def row_square(row, centre, e, beta):
     """`|e - beta mu'|^2`."""
     total = 0.0
@@ -244,7 +244,7 @@ def row_square(row, centre, e, beta):
     return total
 
 
-@jit(fastmath=SUM)
+@inner(fastmath=SUM)
 def row_product(row, centre, e):
     """`e . mu'`."""
     total = 0.0
@@ -253,7 +253,7 @@ def row_product(row, centre, e):
     return total
 
 
-@jit(fastmath={"contract"})
+@inner(fastmath={"contract"})
 def scale_to_logits(logits, count, half, log_mass, start):
     """Squares to logits, in place; returns the largest."""
     best = -np.inf
@@ -271,7 +271,7 @@ def scale_to_logits(logits, count, half, log_mass, start):
     return best
 
 
-@jit()
+@inner()
 def leave_out(logits, count, position, dead, best):
     """Give the point at `position` of a chunk the logit `dead`, if it lies there; returns the largest logit."""
     if 0 <= position < count:
@@ -282,7 +282,7 @@ def leave_out(logits, count, position, dead, best):
     return best
 
 
-@jit(fastmath=SUM)
+@inner(fastmath=SUM)
 def weigh(logits, weights, count, reference):
     """Logits become differences to the reference; returns the sum of their weights."""
     total = 0.0
@@ -295,7 +295,7 @@ def weigh(logits, weights, count, reference):
     return total
 
 
-@jit(fastmath=SUM)
+@inner(fastmath=SUM)
 def spread_sums(weights, differences, count):
     """`sum p (l - m)` and `sum p^2`, in float64. By itself, so that asking for it changes nothing else."""
     slope = 0.0
@@ -307,7 +307,7 @@ def spread_sums(weights, differences, count):
     return slope, collision
 
 
-@jit()
+@inner()
 def add_chunk(logits, weights, count, best, state, row, asked):
     """Weights of a chunk from its exact logits, and their sums into the state."""
     raise_reference(state, row, max(best, state[0]), asked.mean)
@@ -338,7 +338,7 @@ class PointTerms(NamedTuple):
     logs: np.ndarray
 
 
-@jit(fastmath={"contract"})
+@inner(fastmath={"contract"})
 def width_gains(query, own, inverse, gain):
     """1/D and gamma of components, or of directions of one, from their own variances."""
     variance, slope, at_zero, gain_slope = query.variance, query.slope, query.gain, query.gain_slope
@@ -348,7 +348,7 @@ def width_gains(query, own, inverse, gain):
         gain[j] = (at_zero + gain_slope * own[j]) * reciprocal
 
 
-@jit(fastmath={"contract"})
+@inner(fastmath={"contract"})
 def width_logs(query, own, logs):
     """`log(D / D of the widest)` of components, or of directions of one, from their own variances."""
     variance, slope, scale = query.variance, query.slope, 2.0 * query.half
@@ -356,7 +356,7 @@ def width_logs(query, own, logs):
         logs[j] = log((variance + slope * own[j]) * scale)
 
 
-@jit(fastmath={"contract"})
+@inner(fastmath={"contract"})
 def _point_widths(query, own, half, gain, ratio):
     """1 / (2 D), gamma and (D of the widest / D) of points, from their own variances."""
     variance, slope, at_zero, gain_slope = query.variance, query.slope, query.gain, query.gain_slope
@@ -368,7 +368,7 @@ def _point_widths(query, own, half, gain, ratio):
         ratio[j] = widest * reciprocal
 
 
-@jit(fastmath={"contract"})
+@inner(fastmath={"contract"})
 def _raise_ratios(query, half, count, size, ratio):
     """`ratio^(size/2)` in place, by multiplication; the ratio is that of `_point_widths`."""
     whole, scale = size // 2, 1.0 / query.half
@@ -391,7 +391,7 @@ def _raise_ratios(query, half, count, size, ratio):
             ratio[j] *= math.sqrt(scale * half[j])
 
 
-@jit(fastmath={"contract"})
+@inner(fastmath={"contract"})
 def _scaled_logs(values, count, factor, narrow):
     """`factor log(value)` in place; in float32 if there is an array `narrow` of these."""
     if narrow.size:
@@ -406,7 +406,7 @@ def _scaled_logs(values, count, factor, narrow):
             values[j] = factor * log(values[j])
 
 
-@jit(forceinline=True, fastmath={"contract"})
+@inner(forceinline=True, fastmath={"contract"})
 def point_terms(data, widths, query, start, count, terms):
     """Fill the terms of a chunk's points for the time of a query; where directions differ, as far as masses go. The
     deficits are those of a far query, and no other's."""
@@ -434,7 +434,7 @@ def point_terms(data, widths, query, start, count, terms):
             constant[j] += data.log_mass[start + j]
 
 
-@jit()
+@inner()
 def same_terms(query, other):
     """Whether two queries have the terms of points in common."""
     same = query.variance == other.variance and query.slope == other.slope and query.half == other.half

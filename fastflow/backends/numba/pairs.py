@@ -44,7 +44,7 @@ from .common import (
     width_logs,
 )
 from .plan import Plan
-from .vector import SUM, exp, jit, larger, log
+from .vector import SUM, exp, inner, jit, larger, log
 
 if TYPE_CHECKING:
     from .. import Tangent
@@ -70,10 +70,11 @@ OFFSET, OF_GAINED, AVERAGE_GAIN = range(3)
 
 
 class Tile(NamedTuple):
-    """Vectors of points: the i-th is `values[rows[i]] - centre`, or the column `values[:, i]` where they lie by
-    direction."""
+    """Vectors of points: the i-th is `values[rows[i]] - centre`, or the column `columns[:, i]` where they lie by
+    direction. Two arrays, of which one is used, so that a kernel is compiled once for both."""
 
     values: np.ndarray
+    columns: np.ndarray
     rows: np.ndarray
     centre: np.ndarray
     by_direction: bool
@@ -84,7 +85,7 @@ class Space(NamedTuple):
 
     Attributes:
         by_direction: how the tiles lie. chunk: points of a chunk. cut: CUT, beside what powers may change.
-        points: the tile of mu' by direction, or the data themselves. columns: that tile, or empty.
+        columns: the tile of mu' by direction, or empty.
         gained, turned: the tiles of gamma_j r_j, and of r_j in the axes of point j.
         axes: those of the points, [d][e][point] or [point][d][e].
         terms: of each point; its gain is the average over directions where they differ.
@@ -98,7 +99,6 @@ class Space(NamedTuple):
     by_direction: bool
     chunk: int
     cut: float
-    points: np.ndarray
     columns: np.ndarray
     gained: np.ndarray
     turned: np.ndarray
@@ -123,20 +123,20 @@ class Space(NamedTuple):
 # --- sums over a tile, along each point or across them ---------------------------------------------------------------
 
 
-@jit(forceinline=True, fastmath={"contract"})
+@inner(forceinline=True, fastmath={"contract"})
 def _residual(base, factor, value, centre):
     """`base - factor (value - centre)`, in this order. By itself, so that no sum that may change its order takes it
     apart: were `base` and `centre` put together, the result would round as the centre does."""
     return base - factor * (np.float64(value) - centre)
 
 
-@jit(fastmath=SUM)
+@inner(fastmath=SUM)
 def _squares(tile, count, base, factor, out):
     """`|base - factor v_i|^2` of each vector of the tile, factor by direction."""
-    values, centre = tile.values, tile.centre
+    values, columns, centre = tile.values, tile.columns, tile.centre
     if tile.by_direction:
         for k in range(base.size):
-            line, value, slope = values[k], base[k], factor[k]
+            line, value, slope = columns[k], base[k], factor[k]
             if k == 0:
                 for i in range(count):
                     residual = value - slope * line[i]
@@ -166,14 +166,14 @@ def _squares(tile, count, base, factor, out):
             out[i] = total
 
 
-@jit(fastmath=SUM)
+@inner(fastmath=SUM)
 def _dots(tile, count, vector, out):
     """`vector . v_i`."""
-    values, centre = tile.values, tile.centre
+    values, columns, centre = tile.values, tile.columns, tile.centre
     if tile.by_direction:
         out[:count] = 0.0
         for k in range(vector.size):
-            line, value = values[k], vector[k]
+            line, value = columns[k], vector[k]
             for i in range(count):
                 out[i] += value * line[i]
     else:
@@ -185,14 +185,14 @@ def _dots(tile, count, vector, out):
             out[i] = total
 
 
-@jit(fastmath=SUM)
+@inner(fastmath=SUM)
 def _trace(tile, count, weights, mean):
     """`sum_i weights_i |v_i - mean|^2`."""
-    values, centre = tile.values, tile.centre
+    values, columns, centre = tile.values, tile.columns, tile.centre
     trace = 0.0
     if tile.by_direction:
         for k in range(mean.size):
-            line, value = values[k], mean[k]
+            line, value = columns[k], mean[k]
             for i in range(count):
                 deviation = line[i] - value
                 trace += weights[i] * (deviation * deviation)
@@ -207,14 +207,14 @@ def _trace(tile, count, weights, mean):
     return trace
 
 
-@jit(fastmath=SUM)
+@inner(fastmath=SUM)
 def _cross_traces(tile, gained, count, weights, mean, gained_mean):
     """`sum_i weights_i (v_i - mean) . (g_i - gained_mean)` and `sum_i weights_i |g_i - gained_mean|^2`."""
-    values, others, centre = tile.values, gained.values, tile.centre
+    values, columns, others, centre = tile.values, tile.columns, gained.values, tile.centre
     cross = trace = 0.0
     if tile.by_direction:
         for k in range(mean.size):
-            line, other_line, value, other_value = values[k], others[k], mean[k], gained_mean[k]
+            line, other_line, value, other_value = columns[k], others[k], mean[k], gained_mean[k]
             for i in range(count):
                 deviation = other_line[i] - other_value
                 weighted = weights[i] * deviation
@@ -233,13 +233,13 @@ def _cross_traces(tile, gained, count, weights, mean, gained_mean):
     return cross, trace
 
 
-@jit(fastmath=SUM)
+@inner(fastmath=SUM)
 def _weighted(tile, count, weights, base, factor, out):
     """`sum_i weights_i (base - factor v_i)`."""
-    values, centre = tile.values, tile.centre
+    values, columns, centre = tile.values, tile.columns, tile.centre
     if tile.by_direction:
         for k in range(base.size):
-            line, value = values[k], base[k]
+            line, value = columns[k], base[k]
             total = 0.0
             for i in range(count):
                 total += weights[i] * (value - factor * line[i])
@@ -264,13 +264,13 @@ def _weighted(tile, count, weights, base, factor, out):
                 out[k] += wa * _residual(base[k], factor, a[k], centre[k])
 
 
-@jit(fastmath={"contract"})
+@inner(fastmath={"contract"})
 def _gained_residuals(tile, count, e, beta, gain, positions, direction_gain, out):
     """`gamma_i (e - beta v_i)`, gamma of the point at `positions[i]` times that of the direction."""
-    values, centre = tile.values, tile.centre
+    values, columns, centre = tile.values, tile.columns, tile.centre
     if tile.by_direction:
         for k in range(e.size):
-            line, gained, value, factor = values[k], out[k], e[k], direction_gain[k]
+            line, gained, value, factor = columns[k], out[k], e[k], direction_gain[k]
             for i in range(count):
                 gained[i] = gain[i] * (factor * (value - beta * line[i]))
     else:
@@ -284,7 +284,7 @@ def _gained_residuals(tile, count, e, beta, gain, positions, direction_gain, out
 # --- sums over points ------------------------------------------------------------------------------------------------
 
 
-@jit(fastmath=SUM)
+@inner(fastmath=SUM)
 def _total(weights, values, count):
     """`sum_i weights_i values_i`."""
     total = 0.0
@@ -293,20 +293,20 @@ def _total(weights, values, count):
     return total
 
 
-@jit(fastmath={"contract"})
+@inner(fastmath={"contract"})
 def _scale(values, count, factor):
     for i in range(count):
         values[i] *= factor
 
 
-@jit(fastmath={"contract"})
+@inner(fastmath={"contract"})
 def _add(values, count, factor, others):
     """`values += factor others`."""
     for i in range(count):
         values[i] += factor * others[i]
 
 
-@jit(fastmath=SUM)
+@inner(fastmath=SUM)
 def _gain_weights(weights, count, gain, positions, by_direction, out):
     """`weights_i gamma_i`, gamma of the point at `positions[i]`; returns their sum."""
     total = 0.0
@@ -321,7 +321,7 @@ def _gain_weights(weights, count, gain, positions, by_direction, out):
     return total
 
 
-@jit(fastmath={"contract"})
+@inner(fastmath={"contract"})
 def _weigh_deviations(weights, count, values, average):
     """`weights_i (average - values_i)` in place of the values."""
     for i in range(count):
@@ -331,14 +331,14 @@ def _weigh_deviations(weights, count, values, average):
 # --- the axes of each point ------------------------------------------------------------------------------------------
 
 
-@jit(fastmath=SUM)
+@inner(fastmath=SUM)
 def _turn(tile, count, base, factor, axes, positions, out):
     """`Q_i^T (base - factor v_i)` of each vector, at `positions[i]` of `axes` and of `out`."""
-    values, centre, size = tile.values, tile.centre, base.size
+    values, columns, centre, size = tile.values, tile.columns, tile.centre, base.size
     if tile.by_direction:
         out[:, :count] = 0.0
         for d in range(size):
-            line, value, slope = values[d], base[d], factor[d]
+            line, value, slope = columns[d], base[d], factor[d]
             for k in range(size):
                 axis, turned = axes[d, k], out[k]
                 for i in range(count):
@@ -354,7 +354,7 @@ def _turn(tile, count, base, factor, axes, positions, out):
                     turned[k] += residual * axis[k]
 
 
-@jit(fastmath=SUM)
+@inner(fastmath=SUM)
 def _turn_back(tile, count, gains, axes, out):
     """`Q_i (gamma_i v_i)` of each vector, which is in the axes of its point."""
     values, size = tile.values, axes.shape[1]
@@ -378,7 +378,7 @@ def _turn_back(tile, count, gains, axes, out):
                 back[d] = total
 
 
-@jit(fastmath=SUM)
+@inner(fastmath=SUM)
 def _scaled_squares(tile, count, inverse, out):
     """`sum_k inverse_ik v_ik^2` of each vector."""
     values = tile.values
@@ -397,7 +397,7 @@ def _scaled_squares(tile, count, inverse, out):
             out[i] = total
 
 
-@jit()
+@inner()
 def _copy(source, out):
     for k in range(out.size):
         out[k] = source[k]
@@ -406,7 +406,7 @@ def _copy(source, out):
 # --- logits of a chunk -----------------------------------------------------------------------------------------------
 
 
-@jit()
+@inner()
 def _fill(data, widths, start, count, space):
     """A chunk's points, or their rows in the data, and their axes, into their tiles."""
     size = data.centre.size
@@ -426,7 +426,7 @@ def _fill(data, widths, start, count, space):
                     _copy(widths.rotation[start + i, d], space.axes[i, d])
 
 
-@jit(forceinline=True, fastmath={"contract"})
+@inner(forceinline=True, fastmath={"contract"})
 def _fill_terms(data, widths, query, start, count, space):
     """The terms of each point of a chunk for the time of a query."""
     terms, size = space.terms, data.centre.size
@@ -446,7 +446,7 @@ def _fill_terms(data, widths, query, start, count, space):
                 space.inverse[place], space.gains[place] = inverse[k], gains[k]
 
 
-@jit(fastmath={"contract"})
+@inner(fastmath={"contract"})
 def _finish_logits(squares, count, square, terms):
     """Squares to logits, in place; returns the largest. `square` is |e|^2 of a far query."""
     constant, half, deficit = terms.constant, terms.half, terms.deficit
@@ -461,14 +461,14 @@ def _finish_logits(squares, count, square, terms):
     return best
 
 
-@jit(forceinline=True)
+@inner(forceinline=True)
 def _chunk_logits(data, widths, query, vectors, count, space, logits):
     """Logits of the chunk whose tile and terms are in place; returns the largest."""
-    tile = Tile(space.points, space.places, data.centre, space.by_direction)
+    tile = Tile(data.points, space.columns, space.places, data.centre, space.by_direction)
     base, factor = vectors[BASE], vectors[FACTOR]
     if widths.kind == TURNED:
         _turn(tile, count, base, factor, space.axes, space.all, space.turned)
-        turned = Tile(space.turned, space.all, space.zeros, space.by_direction)
+        turned = Tile(space.turned, space.turned, space.all, space.zeros, space.by_direction)
         _scaled_squares(turned, count, space.inverse, logits)
     elif query.far:  # |r|^2 - |e|^2, see the notes of the package
         slopes = space.lines[0]
@@ -499,7 +499,7 @@ def _pairs_logits(data, queries, e, widths, vectors, scalars, start, stop, out, 
 # --- moments of a chunk, and their merge -----------------------------------------------------------------------------
 
 
-@jit(fastmath=SUM)
+@inner(fastmath=SUM)
 def _weigh(logits, weights, count, power, reference):
     """`weigh` where the logits leave out a power; they are not changed. Also returns the largest weight."""
     total = largest = 0.0
@@ -511,14 +511,14 @@ def _weigh(logits, weights, count, power, reference):
     return total, largest
 
 
-@jit()
+@inner()
 def _log_weights(weights, count, largest, logs):
     """Logs of weights relative to the largest, which are zero where a single point has them all."""
     for j in range(count):
         logs[j] = log(larger(weights[j] / largest, LEAST_WEIGHT))
 
 
-@jit()
+@inner()
 def _choose(logits, count, floor, places, chosen, chosen_places):
     """Move the logits of at least `floor` together, and note whose they are; returns their number."""
     found = 0
@@ -531,16 +531,16 @@ def _choose(logits, count, floor, places, chosen, chosen_places):
     return found
 
 
-@jit(forceinline=True)
+@inner(forceinline=True)
 def _average_chunk(data, widths, query, e, vectors, scalars, found, asked, space):
     """Moments of the chosen points of a chunk from their normalised weights, into `space.row` and `space.state`."""
     size, weights, products, zeros = e.size, space.weights, space.products, space.zeros
     state, sums = space.state, space.row
     by_direction = space.by_direction
     chosen, places = (space.all, space.places) if by_direction else (space.chosen, space.chosen_places)
-    tile = Tile(space.points, places, data.centre, by_direction)
-    gained = Tile(space.gained, space.all, zeros, by_direction)
-    turned = Tile(space.turned, chosen, zeros, by_direction)
+    tile = Tile(data.points, space.columns, places, data.centre, by_direction)
+    gained = Tile(space.gained, space.gained, space.all, zeros, by_direction)
+    turned = Tile(space.turned, space.turned, chosen, zeros, by_direction)
     mean = sums[:size]
     _weighted(tile, found, weights, zeros, -1.0, mean)
     gained_mean = sums[size : 2 * size] if asked.differ else mean
@@ -585,7 +585,7 @@ def _average_chunk(data, widths, query, e, vectors, scalars, found, asked, space
                     turned_gain[k] = gain * direction_gain[k] * vectors[DIRECTION, k]
 
 
-@jit(fastmath=SUM)
+@inner(fastmath=SUM)
 def _distance_product(a, b, c, d):
     """`(a - b) . (c - d)`."""
     total = 0.0
@@ -594,21 +594,21 @@ def _distance_product(a, b, c, d):
     return total
 
 
-@jit(fastmath={"contract"})
+@inner(fastmath={"contract"})
 def _approach(own, other, share):
     """`own += share (other - own)`."""
     for k in range(own.size):
         own[k] += share * (other[k] - own[k])
 
 
-@jit(fastmath={"contract"})
+@inner(fastmath={"contract"})
 def _approach_product(own, other, share, mean, other_mean, factor):
     """`own += share (other - own) + factor (other_mean - mean)`."""
     for k in range(own.size):
         own[k] += share * (other[k] - own[k]) + factor * (other_mean[k] - mean[k])
 
 
-@jit()
+@inner()
 def _merge(state, sums, other, others, asked, size):
     """Merge the moments of another part, which is not changed, by the law of total covariance."""
     if other[1] == 0.0:
@@ -795,7 +795,6 @@ class Pairs(Plan):
                 self.by_direction,
                 chunk,
                 CUT + POWER_RANGE if has_power else CUT,
-                columns if self.by_direction else self.data.points,
                 columns,
                 *(tile(there) for there in (differ, turned)),
                 np.empty(axes),

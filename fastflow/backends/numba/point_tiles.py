@@ -36,7 +36,7 @@ from .common import (
 )
 from .rows import add_row
 from .tiles import FEW_WEIGHTS, HEAVY_WEIGHT, NARROW_DEAD, SHARP_ERROR, TilePlan, add_tile, screen_chunk, sum_weights
-from .vector import SUM, exp, jit, larger
+from .vector import SUM, exp, inner, jit, larger
 
 if TYPE_CHECKING:
     from .. import Tangent
@@ -111,7 +111,7 @@ def _screen_queries(queries, e, terms, narrowest, widest, screens, packed):
             block[k, row] = factor * e[b, k]
 
 
-@jit(forceinline=True, fastmath={"contract"})
+@inner(forceinline=True, fastmath={"contract"})
 def _fill_terms(data, widths, query, screen, start, count, space):
     """The terms of each point of a chunk for the time of a query."""
     terms = space.terms
@@ -130,7 +130,7 @@ def _fill_terms(data, widths, query, screen, start, count, space):
         relative_gain[j] = scale * gain[j]
 
 
-@jit(fastmath={"contract"})
+@inner(fastmath={"contract"})
 def _logits(products, count, query, length, base, terms, logits):
     """Logits of a chunk from its products; returns the largest. `length` is `2 beta |e|`."""
     best = -np.inf
@@ -149,7 +149,7 @@ def _logits(products, count, query, length, base, terms, logits):
     return best
 
 
-@jit()
+@inner()
 def _exact_logit(data, terms, start, j, e, query):
     """The logit of point j of a chunk, from its residual."""
     row = data.points[place_of(data.index, start + j)]
@@ -161,14 +161,14 @@ def _exact_logit(data, terms, start, j, e, query):
     return terms.constant[j] - terms.half[j] * square
 
 
-@jit(fastmath={"contract"})
+@inner(fastmath={"contract"})
 def _add_gained_row(data_row, centre, e, beta, weight, row):
     """`row += weight (e - beta mu')`."""
     for k in range(centre.size):
         row[k] += weight * (e[k] - beta * (np.float64(data_row[k]) - centre[k]))
 
 
-@jit()
+@inner()
 def _add_point(data, j, e, beta, weight, gained_weight, columns, row):
     """Add a point to a row of sums in float64."""
     point = data.points[place_of(data.index, j)]
@@ -177,14 +177,14 @@ def _add_point(data, j, e, beta, weight, gained_weight, columns, row):
     row[2 * columns] += gained_weight
 
 
-@jit()
+@inner()
 def _subtract(logits, count, best, differences):
     """Differences to the largest logit, in T: finite, so that no weight of zero meets an infinite one."""
     for j in range(count):
         differences[j] = larger(logits[j] - best, -NARROW_DEAD)
 
 
-@jit(fastmath={"contract"})
+@inner(fastmath={"contract"})
 def _smooth_weights(products, differences, weights, count, length, half, level):
     """Weights in T alone; returns the largest weight times size of what it was made from."""
     worst = weights.dtype.type(0.0)
@@ -196,7 +196,7 @@ def _smooth_weights(products, differences, weights, count, length, half, level):
     return worst
 
 
-@jit(fastmath=SUM)
+@inner(fastmath=SUM)
 def _gain_weights(weights, relative_gain, gained_weights, count):
     """Weights times gamma; returns their sum."""
     total = 0.0
@@ -207,14 +207,14 @@ def _gain_weights(weights, relative_gain, gained_weights, count):
     return total
 
 
-@jit(fastmath={"contract"})
+@inner(fastmath={"contract"})
 def _add_vector(vector, weight, row):
     """`row += weight vector`."""
     for k in range(vector.size):
         row[k] += weight * vector[k]
 
 
-@jit()
+@inner()
 def _smooth_query(data, limits, start, count, e, query, screen, i, best, columns, state, row, asked, space):
     """Weights of a chunk for a smooth query, and the factors by which their sums enter."""
     if best < state[0] - limits.cut:
@@ -256,7 +256,7 @@ def _smooth_query(data, limits, start, count, e, query, screen, i, best, columns
     space.gained_gain[i] = -query.beta * scale
 
 
-@jit()
+@inner()
 def _sharp_query(data, limits, start, count, e, query, error, columns, state, row, asked, space):
     """A chunk for a sharp query: every point that may carry weight exactly, in float64 throughout."""
     terms, logits, exact, chosen = space.terms, space.logits, space.exact, space.chosen

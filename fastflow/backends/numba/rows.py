@@ -14,7 +14,7 @@ from ..._arrays import LOG_ZERO
 from .. import Tangent
 from .common import add_chunk, clear, group_span, leave_out, next_task, place_of, row_product, scale_to_logits
 from .plan import Plan
-from .vector import SUM, fused, jit
+from .vector import SUM, fused, inner, jit
 
 if TYPE_CHECKING:
     from . import Compiled
@@ -25,7 +25,7 @@ ROW_CHUNK_BYTES = 1 << 17  # of one chunk: stays in a core's second cache level 
 ROW_IN_CACHE = 2048  # D up to which `x` in float64 stays in the first cache level while points stream by
 
 
-@jit(fastmath=SUM)
+@inner(fastmath=SUM)
 def _raw_square(row, raw, beta):
     """`|x - alpha m_i - beta mu|^2`."""
     total = 0.0
@@ -35,13 +35,13 @@ def _raw_square(row, raw, beta):
     return total
 
 
-@jit()
+@inner()
 def _four_places(index, j):
     """The rows of the points j..j+3 in the data."""
     return place_of(index, j), place_of(index, j + 1), place_of(index, j + 2), place_of(index, j + 3)
 
 
-@jit(fastmath=SUM)
+@inner(fastmath=SUM)
 def _four_raw_squares(a, b, c, d, raw, beta):
     """`_raw_square` of four points, which share the reading of `raw`."""
     sa = sb = sc = sd = 0.0
@@ -58,7 +58,7 @@ def _four_raw_squares(a, b, c, d, raw, beta):
     return sa, sb, sc, sd
 
 
-@jit(fastmath=SUM)
+@inner(fastmath=SUM)
 def _four_row_products(a, b, c, d, centre, e):
     """`row_product` of four points, which share the reading of `centre` and `e`."""
     sa = sb = sc = sd = 0.0
@@ -71,7 +71,7 @@ def _four_row_products(a, b, c, d, centre, e):
     return sa, sb, sc, sd
 
 
-@jit()
+@inner()
 def _row_squares(data, start, count, raw, query, squares):
     """`|x - alpha m_i - beta mu|^2` of a chunk."""
     points, index, beta = data.points, data.index, query.beta
@@ -85,7 +85,7 @@ def _row_squares(data, start, count, raw, query, squares):
         squares[j] = _raw_square(points[place_of(index, start + j)], raw, beta)
 
 
-@jit()
+@inner()
 def _row_expansions(data, start, count, e, query, squares):
     """`|e - beta mu'|^2 - |e|^2` of a chunk."""
     points, index, centre, beta = data.points, data.index, data.centre, query.beta
@@ -101,7 +101,7 @@ def _row_expansions(data, start, count, e, query, squares):
         squares[j] = beta * (beta * data.squares[start + j] - 2.0 * squares[j])
 
 
-@jit()
+@inner()
 def _row_logits(data, start, count, e, raw, query, logits):
     """Logits of a chunk; returns the largest."""
     if query.far:
@@ -111,14 +111,14 @@ def _row_logits(data, start, count, e, raw, query, logits):
     return scale_to_logits(logits, count, query.half, data.log_mass, start)
 
 
-@jit(fastmath={"contract"})
+@inner(fastmath={"contract"})
 def add_row(data_row, centre, weight, row):
     """`row += weight mu'`."""
     for k in range(centre.size):
         row[k] += weight * (np.float64(data_row[k]) - centre[k])
 
 
-@jit(fastmath={"contract"})
+@inner(fastmath={"contract"})
 def _add_four_rows(a, b, c, d, centre, wa, wb, wc, wd, row):
     for k in range(centre.size):
         middle = centre[k]
@@ -130,7 +130,7 @@ def _add_four_rows(a, b, c, d, centre, wa, wb, wc, wd, row):
         row[k] = total
 
 
-@jit()
+@inner()
 def _add_rows(data, start, count, weights, row):
     """`row += sum_j weights_j mu'_j`, four points at a time so that `row` is read and written less often."""
     points, index, centre = data.points, data.index, data.centre

@@ -36,7 +36,7 @@ from .common import (
 )
 from .plan import STATE_BYTES, Plan
 from .rows import add_row
-from .vector import SUM, VECTOR_BYTES, exp, jit, lane_count, larger
+from .vector import SUM, VECTOR_BYTES, exp, inner, jit, lane_count, larger
 
 if TYPE_CHECKING:
     from . import Compiled
@@ -151,7 +151,7 @@ def _screen_queries(queries, e, terms, screens, packed):
             block[k, row] = factor * e[b, k]
 
 
-@jit()
+@inner()
 def _fill_tile(data, centre, start, count, rows, first_column, width, tile):
     """`mu'` of a panel of columns, [point][column], padded with zeros to `rows` points and `width` columns."""
     used = min(width, centre.size - first_column)
@@ -166,7 +166,7 @@ def _fill_tile(data, centre, start, count, rows, first_column, width, tile):
         tile[j, :width] = 0
 
 
-@jit()
+@inner()
 def screen_chunk(data, centre, start, count, tile, turned, packed, first, last, logits):
     """`q . mu'` of the queries first..last-1 with a chunk; leaves the last panel of columns in `tile`."""
     lanes = lane_count(tile)
@@ -195,7 +195,7 @@ def screen_chunk(data, centre, start, count, tile, turned, packed, first, last, 
                 )
 
 
-@jit(fastmath={"contract"})
+@inner(fastmath={"contract"})
 def _finish_logits(logits, count, half_square, squares, log_mass, mass_factor):
     """Products to logits `a - h |mu'|^2 + g log C`, in place; returns the largest."""
     best = logits.dtype.type(-np.inf)
@@ -212,7 +212,7 @@ def _finish_logits(logits, count, half_square, squares, log_mass, mass_factor):
     return best
 
 
-@jit(fastmath={"contract"})
+@inner(fastmath={"contract"})
 def _smooth_weights(logits, weights, count, best, square_factor, squares):
     """Logits become differences to the largest; returns the largest weight times size of what it was made from."""
     worst = logits.dtype.type(0.0)
@@ -226,7 +226,7 @@ def _smooth_weights(logits, weights, count, best, square_factor, squares):
     return worst
 
 
-@jit(fastmath=SUM)
+@inner(fastmath=SUM)
 def sum_weights(weights, count):
     total = 0.0
     for j in range(count):
@@ -234,7 +234,7 @@ def sum_weights(weights, count):
     return total
 
 
-@jit()
+@inner()
 def _exact_logit(data, j, e, query):
     row = data.points[place_of(data.index, j)]
     if query.far:
@@ -244,7 +244,7 @@ def _exact_logit(data, j, e, query):
     return (data.log_mass[j] if data.log_mass.size else 0.0) - query.half * square
 
 
-@jit()
+@inner()
 def _smooth_query(data, terms, start, count, e, query, screen, squares, logits, weights, best, state, row, asked):
     """Weights of a chunk for a smooth query; returns the factor by which their sums enter."""
     reference = np.float64(best) + screen.base
@@ -275,7 +275,7 @@ def _smooth_query(data, terms, start, count, e, query, screen, squares, logits, 
     return gain
 
 
-@jit()
+@inner()
 def _sharp_query(data, terms, start, count, e, query, logits, floor, state, row, exact, chosen, asked):
     """A chunk for a sharp query: every point screened at or above `floor` exactly, in float64 throughout."""
     found = 0
@@ -300,7 +300,7 @@ def _sharp_query(data, terms, start, count, e, query, logits, floor, state, row,
                 add_row(data.points[place_of(data.index, chosen[i])], data.centre, weight, row)
 
 
-@jit()
+@inner()
 def add_tile(data, centre, start, count, tile, loads, first, last, columns, sums):
     """`sums += gain sum_j weights_j mu'_j` for the queries first..last-1, where any gain is not zero.
 

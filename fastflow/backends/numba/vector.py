@@ -26,8 +26,15 @@ FUSED = "+fma" in _FEATURES if _X86 else True  # whether there is a fused multip
 
 # What is not given numba takes from whichever function happens to call first, so all is given. Without `_nrt` arrays
 # are not counted in and out of every function that takes them, by atomic operations on counters that threads share:
-# compiled code makes no arrays here, and its callers hold what they pass.
-_SETTINGS = {"nogil": True, "error_model": "numpy", "fastmath": False, "forceinline": False}
+# compiled code makes no arrays here, and its callers hold what they pass. Nobody calls it from C.
+_SETTINGS = {
+    "nogil": True,
+    "error_model": "numpy",
+    "fastmath": False,
+    "forceinline": False,
+    "no_cpython_wrapper": False,
+    "no_cfunc_wrapper": True,
+}
 if hasattr(CPUTargetOptions, "_nrt"):
     _SETTINGS["_nrt"] = False
 
@@ -52,6 +59,12 @@ def jit(**options):
         return compiled
 
     return decorate
+
+
+def inner(**options):
+    """`jit` for what only compiled code calls: Python cannot. Wrappers for it, one for each function, would be a tenth
+    of what the kernels take to compile."""
+    return jit(no_cpython_wrapper=True, **options)
 
 
 def pointer_to(context, builder, kind, array):
@@ -118,7 +131,7 @@ def _fused_multiply_add(typing_context, a, b, c):
     return (a(a, b, c), generate) if a == b == c else None
 
 
-@jit(forceinline=True)
+@inner(forceinline=True)
 def _emulated_multiply_add(a, b, c):
     """Dekker's two-product on Veltkamp's split: 2^27 + 1 cuts a float64 into halves whose products are exact."""
     a_high = 134217729.0 * a
