@@ -16,7 +16,7 @@ static int matrices_run(void) {
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & ALL) != ALL) return 0;
     return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
 }
-#else
+#elif defined(__x86_64__)
 static int matrices_run(void) { return 0; }
 #endif
 
