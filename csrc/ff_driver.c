@@ -27,7 +27,7 @@ const char *ff_status_text(int status) {
 
 static const ff_target *const targets[] = {
 #define FF_TARGET(isa) &ff_target_##isa,
-#include "ff_targets.def"
+#include FF_TARGETS
 #undef FF_TARGET
 };
 enum { TARGETS = sizeof targets / sizeof targets[0] };

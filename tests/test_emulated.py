@@ -54,21 +54,23 @@ def program(machine: tuple[str, list[str], str, str], folder: Path) -> list[str]
     binary = folder / (isa if in_c else architecture)
     if not binary.exists():
         objects = []
-        run = {target for _, _, other, target in MACHINES.values() if other == architecture}
-        for source in sorted([*ROOT.glob("csrc/*.c"), *ROOT.glob("csrc/isa/*.c"), ROOT / "tests/native/variant.c"]):
-            own = source.stem in in_c
-            objects.append(folder / f"{isa if own else architecture}-{source.stem}.o")
+        targets = [target for _, _, other, target in MACHINES.values() if other == architecture] + [isa] * bool(in_c)
+        table = folder / f"{binary.name}.def"
+        table.write_text("".join(f"FF_TARGET({target})\n" for target in sorted(set(targets), key=targets.index)))
+        sets = [ROOT / f"csrc/isa/{target}.c" for target in set(targets)]
+        for source in sorted([*ROOT.glob("csrc/*.c"), *sets, ROOT / "tests/native/variant.c"]):
+            # What does not depend on the table is compiled once for an architecture
+            alone = source.parent.name == "isa" and source.stem not in in_c
+            objects.append(folder / f"{architecture if alone else binary.name}-{source.stem}.o")
             if objects[-1].exists():
                 continue
             flags = re.search(rf"cflags {architecture}: *(.*?)(?:\n|\*/)", source.read_text())
             flags = flags.group(1).split() if flags else []
-            if own:
+            if source.stem in in_c:
                 flags = [f'-DFF_INTRINSICS="{INTRINSICS}"', *in_c[source.stem]]
-            # What is linked but never run here need not be fast
-            level = "-O0" if source.parent.name == "isa" and source.stem not in run and not own else "-O1"
-            command = [compiler, "-std=c11", level, "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-ffp-contract=off"]
-            command += ["-D_GNU_SOURCE", f"-I{ROOT}/csrc", "-c", str(source), "-o", str(objects[-1])]
-            subprocess.run(command + flags, check=True)
+            command = [compiler, "-std=c11", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-ffp-contract=off"]
+            command += ["-D_GNU_SOURCE", f'-DFF_TARGETS="{table}"', f"-I{ROOT}/csrc"]
+            subprocess.run([*command, *flags, "-c", str(source), "-o", str(objects[-1])], check=True)
         subprocess.run([compiler, "-static", "-pthread", *map(str, objects), "-lm", "-o", str(binary)], check=True)
     return [*emulator, str(binary), isa]
 
