@@ -48,6 +48,9 @@ int ff_small_batch(void) { return targets[0]->few[0][0].block; }
 /* Arithmetic worth one more thread: about 20 microseconds, several times what waking one costs. */
 static const double WORK_PER_THREAD = 2e5;
 
+/* What packing the queries, or writing their results, takes for each value. */
+static const double PASSES = 8.0;
+
 static int64_t threads_for(double work, int num_threads) {
     const double worth = work / WORK_PER_THREAD;
     return worth < 1.0 ? 1 : worth < num_threads ? (int64_t)worth : num_threads;
@@ -428,9 +431,10 @@ int ff_points_moments(const ff_points *points, const ff_queries *queries, const 
         e.turns[block].early = (_Atomic(slot *) *)at;
         for (int64_t i = 0; i < e.queue; i++) atomic_init(&e.turns[block].early[i], NULL);
     }
-    if (kernel->pack) ff_parallel((int)ff_min(threads, e.units), run_packing, &e);
+    const int few = (int)ff_min(threads_for(PASSES * (double)queries->count * (double)points->size, (int)threads), e.units);
+    if (kernel->pack) ff_parallel(few, run_packing, &e);
     ff_parallel((int)threads, run_tasks, &e);
-    ff_parallel((int)ff_min(threads, e.units), run_writing, &e);
+    ff_parallel(few, run_writing, &e);
     leave_space(space, threads);
     return FF_OK;
 }
