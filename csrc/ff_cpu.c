@@ -11,10 +11,13 @@
 /* Matrices of bytes and bfloat16: leaf 7 of the processor's description, and Linux's leave to use registers so large, which holds
    for all threads of the process. */
 static int matrices_run(void) {
+    static _Atomic int known = -1; /* asking takes long in virtual machines */
     enum { AMX_BF16 = 1 << 22, AMX_TILE = 1 << 24, AMX_INT8 = 1 << 25, ALL = AMX_BF16 | AMX_TILE | AMX_INT8, ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
     unsigned a, b, c, d;
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & ALL) != ALL) return 0;
-    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+    if (known < 0)
+        known = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & ALL) == ALL &&
+                syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+    return known;
 }
 #elif defined(__x86_64__)
 static int matrices_run(void) { return 0; }

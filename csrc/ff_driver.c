@@ -232,15 +232,17 @@ static const ff_kernel *kernel_for(const ff_points *points, const ff_queries *qu
     return &target->batch[points->dtype][compute];
 }
 
-/* A thread's scratch, which is taken from the beginning of a chunk's computation until it is merged. */
+/* A thread's scratch, which is taken from the beginning of a chunk's computation until it is merged. Two for each thread, but
+   one where there is nobody to wait for, or where two for all would be more than SLOTS_BYTES. */
 enum { SLOTS = 2 };
+static const size_t SLOTS_BYTES = (size_t)1 << 29;
 typedef struct {
     atomic_int taken;
     char *scratch;
 } slot;
 
-/* How far the chunks of a block have come. Sums wait for their turn at their chunk modulo the length of the queue: fewer
-   chunks of a block are begun and not yet merged than there are slots and threads. */
+/* How far the chunks of a block have come. Sums wait for their turn at their chunk modulo the length of the queue: no
+   more chunks of a block are begun and not yet merged than there are slots and threads. */
 typedef struct {
     atomic_int locked;
     atomic_llong merged; /* chunks in the state */
@@ -253,34 +255,34 @@ typedef struct {
     int64_t chunk, blocks, groups, tasks, units, queue;
     atomic_llong next_pack, next_task, next_write;
     block_turn *turns;
+    int slots_each; /* for each thread */
     slot *slots;
 } evaluation;
 
 /* The memory that a call works in is kept for the next one: fresh pages, for 16 threads, cost the kernel as much time as a
-   third of a call. One block at most, of up to KEPT_BYTES for each thread of the call that leaves it; most of that is never
-   touched. */
+   third of a call. One block at most, of up to KEPT_BYTES for each thread of the call that made it; most of that is never
+   touched. It is freed when the process ends. */
 enum { KEPT_BYTES = 32 << 20 };
 typedef struct {
-    size_t bytes;
+    size_t bytes, most; /* its own, and those that may be kept of it */
 } work_space;
 static _Atomic(work_space *) kept_space;
 
-static char *take_space(size_t bytes) {
+static char *take_space(size_t bytes, int64_t threads) {
     bytes += FF_ALIGN;
     work_space *space = atomic_exchange(&kept_space, NULL);
     if (!space || space->bytes < bytes) {
         free(space);
         space = aligned_alloc(FF_ALIGN, bytes);
         if (!space) return NULL;
-        space->bytes = bytes;
+        *space = (work_space){bytes, (size_t)threads * KEPT_BYTES};
     }
     return (char *)space + FF_ALIGN;
 }
 
-static void leave_space(char *taken, int64_t threads) {
-    if (!taken) return;
+static void leave_space(char *taken) {
     work_space *space = (work_space *)(taken - FF_ALIGN);
-    if (space->bytes <= (size_t)threads * KEPT_BYTES) space = atomic_exchange(&kept_space, space);
+    if (space->bytes <= space->most) space = atomic_exchange(&kept_space, space);
     free(space);
 }
 
@@ -295,7 +297,7 @@ static int64_t unit_count(const evaluation *e, int64_t unit) {
 static void run_packing(void *context, int worker) {
     evaluation *e = context;
     for (int64_t unit; (unit = atomic_fetch_add(&e->next_pack, 1)) < e->units;)
-        e->kernel->pack(&e->job, unit * e->kernel->unit, unit_count(e, unit), e->slots[SLOTS * worker].scratch);
+        e->kernel->pack(&e->job, unit * e->kernel->unit, unit_count(e, unit), e->slots[worker * e->slots_each].scratch);
 }
 
 /* Merge what is there of a block, in the order of its chunks. Whoever finds it locked leaves that to the one who holds it,
@@ -318,9 +320,10 @@ static void merge_early(evaluation *e, int64_t block) {
     } while (next);
 }
 
-static slot *free_slot(slot *own) {
+static slot *free_slot(const evaluation *e, int worker) {
+    slot *own = e->slots + worker * e->slots_each;
     for (;; sched_yield())
-        for (int i = 0; i < SLOTS; i++)
+        for (int i = 0; i < e->slots_each; i++)
             if (!atomic_load(&own[i].taken)) return own + i;
 }
 
@@ -332,7 +335,7 @@ static void run_tasks(void *context, int worker) {
         const int64_t start = chunk * e->chunk, stop = ff_min(start + e->chunk, e->job.points->count);
         const slot *begun = NULL;
         for (int64_t block = group * e->blocks / e->groups; block < (group + 1) * e->blocks / e->groups; block++) {
-            slot *at = free_slot(e->slots + SLOTS * worker);
+            slot *at = free_slot(e, worker);
             if (kernel->begin && at != begun) kernel->begin(&e->job, start, stop, at->scratch);
             begun = at;
             kernel->compute(&e->job, start, stop, block * kernel->block, block_count(e, block), at->scratch);
@@ -347,7 +350,7 @@ static void run_writing(void *context, int worker) {
     evaluation *e = context;
     for (int64_t unit; (unit = atomic_fetch_add(&e->next_write, 1)) < e->units;) {
         const int64_t query = unit * e->kernel->unit, count = unit_count(e, unit);
-        if (e->kernel->write) e->kernel->write(&e->job, query, count, e->slots[SLOTS * worker].scratch);
+        if (e->kernel->write) e->kernel->write(&e->job, query, count, e->slots[worker * e->slots_each].scratch);
         else
             e->job.points->target->write(&e->job, e->kernel->lanes, query, count);
     }
@@ -398,19 +401,19 @@ int ff_points_moments(const ff_points *points, const ff_queries *queries, const 
     e.tasks = chunks * e.groups;
     e.units = ff_ceil_div(queries->count, kernel->unit);
     threads = ff_min(threads, e.tasks);
-    const int64_t slots = SLOTS * threads;
-    e.queue = slots + threads;
-
     const int64_t padded = ff_ceil_div(queries->count, kernel->lanes) * kernel->lanes;
     const size_t scalars = ff_aligned((size_t)padded * sizeof(double));
     const size_t sums = ff_aligned((size_t)padded * kernel->state_values(&e.job) * sizeof(double));
     const size_t packed = ff_aligned(kernel->packed_bytes(&e.job));
     const size_t scratch = ff_aligned(kernel->scratch_bytes(points, &e.job));
+    e.slots_each = threads == 1 || (size_t)(SLOTS * threads) * scratch > SLOTS_BYTES ? 1 : SLOTS;
+    const int64_t slots = e.slots_each * threads;
+    e.queue = slots + threads;
     const size_t queue = ff_aligned((size_t)e.queue * sizeof(_Atomic(slot *)));
     const size_t turns = ff_aligned((size_t)e.blocks * sizeof(block_turn)), table = ff_aligned((size_t)slots * sizeof(slot));
 
     char *const space =
-        take_space(5 * scalars + sums + packed + (size_t)slots * scratch + turns + table + (size_t)e.blocks * queue);
+        take_space(5 * scalars + sums + packed + (size_t)slots * scratch + turns + table + (size_t)e.blocks * queue, threads);
     if (!space) return FF_NO_MEMORY;
     char *at = space;
     double **const state[5] = {&e.job.state.largest, &e.job.state.total, &e.job.state.first, &e.job.state.second,
@@ -435,7 +438,7 @@ int ff_points_moments(const ff_points *points, const ff_queries *queries, const 
     if (kernel->pack) ff_parallel(few, run_packing, &e);
     ff_parallel((int)threads, run_tasks, &e);
     ff_parallel(few, run_writing, &e);
-    leave_space(space, threads);
+    leave_space(space);
     return FF_OK;
 }
 

@@ -90,7 +90,8 @@ def command(request, folder) -> list[str]:
 def stored(rng: np.random.Generator, dtype: str, shape: tuple[int, int]) -> np.ndarray:
     values = rng.normal(size=shape)
     if dtype in ("uint8", "int8"):
-        return np.clip(40 * values + 128 * (dtype == "uint8"), 0 if dtype == "uint8" else -128, 127).astype(dtype)
+        limits = np.iinfo(dtype)
+        return np.clip(40 * values + 128 * (dtype == "uint8"), limits.min, limits.max).astype(dtype)
     return values.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
 
 

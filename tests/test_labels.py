@@ -508,3 +508,19 @@ def test_whole_numbers_do_not_wrap():
     field = ff.VelocityField(data, labels=np.full(4, -1))
     with pytest.raises(ValueError, match=r"label holds 18446744073709551615; accepted"):
         field(data, 0.5, label=np.uint64(2**64 - 1))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("differ", [False, True], ids=["shared", "per-point"])
+def test_a_part_of_the_data_in_which_only_the_point_left_out_has_mass(variant, differ, dtype):
+    rng, count = np.random.default_rng(8), 2000
+    data, x = rng.normal(size=(count, 20)), rng.normal(size=(9, 20)).astype(dtype)
+    weights = np.zeros(count)
+    weights[[0, 1, 2, count - 1]] = 1.0
+    options = {"weights": weights, "variance": rng.uniform(0.01, 0.1, count) if differ else 0.01}
+    field = variant.field(data.astype(dtype), **options)
+    exact = ff.VelocityField(data.astype(dtype).astype(float), backend="numpy", **options)
+    for t in (0.05, 0.4, 0.9):
+        want = exact.velocity(x.astype(float), t, exclude=count - 1)
+        got = field.velocity(x, t, exclude=count - 1)
+        assert np.abs(got - want).max() <= {"float32": 1e-5, "float64": 1e-12}[dtype] * np.abs(want).max()

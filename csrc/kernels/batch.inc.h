@@ -125,18 +125,19 @@ static void NAME_ST(batch_pack)(const ff_job *job, int64_t query, int64_t count,
     NAME_ST(batch_lay_out)(job->points, s, scratch);
     treatment *records = job->packed;
     for (int64_t q = query; q < query + ff_ceil_div(count, LANES) * LANES; q++) {
-        double factor = 0.0;
+        double factor = 0.0, unit = 1.0; /* of q, and of what a logit has of it */
         if (q < query + count) {
             const coefficients c = centred_query(job->points, job->queries, q, s->e);
             records[q] = NAME_ST(settle)(job, &c);
             if (records[q].window != INFINITY)
                 factor = job->pointwise ? 1.0 : records[q].sharp ? 1.0 / c.beta : 2.0 * c.precision * c.beta;
+            if (job->pointwise) unit = fabs(c.beta) / (c.variance + c.slope * job->points->narrowest);
         } else { /* idle lanes of the last panel: zero queries of a treatment that costs nothing */
             records[q] = (treatment){.exact = records[q - 1].exact, .scale = 1.0, .suspect = 1.0, .heavy = INFINITY,
                                      .sharp = records[q - 1].sharp};
         }
         const double rounds = NAME_ST(batch_put)(job->points, NAME_ST(batch_panel)(job, q / LANES), q % LANES, factor, s->e);
-        records[q].terms = fmax(records[q].terms, 0.5 * rounds * sqrt(job->points->largest_square));
+        records[q].terms = fmax(records[q].terms, 0.5 * unit * rounds * sqrt(job->points->largest_square));
     }
 }
 
@@ -197,7 +198,10 @@ static void NAME_ST(batch_refine)(const ff_job *job, NAME_ST(batch_scratch) * s,
     int any = 0;
     for (int lane = 0; lane < LANES; lane++) {
         const treatment *b = records + lane;
-        const int may = lane < lanes && !b->sharp && may_be_suspect(job->points, b, job->pointwise ? 0.0 : largest[lane]);
+        /* Where no point has mass, or only one that is left out, weights of one stand for nothing, and stay. */
+        const int alive = largest[lane] > 0.5 * (job->pointwise ? FF_LEFT_OUT : FF_DEAD_T);
+        const int may = lane < lanes && !b->sharp && alive &&
+                        may_be_suspect(job->points, b, job->pointwise ? 0.0 : largest[lane]);
         constant[lane] = (FF_TT)suspect_terms(b, job->pointwise ? 0.0 : largest[lane]);
         factor[lane] = (FF_TT)(2.0 * b->square);
         bound[lane] = may ? (FF_TT)b->suspect : (FF_TT)INFINITY;

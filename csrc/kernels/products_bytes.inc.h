@@ -4,8 +4,8 @@
    of its values over 2^23 or 2^24; three bytes of it, the pieces, meet the stored bytes as they are, in sums of 32 bits
    that do not round. The centre enters these as a whole number too. So all that rounds is the factor, and three
    conversions: with u = 2^-24, a dot product is off by at most u (max |q_k| sum |mu'_k| + 4 |q . mu'|), less than the
-   (size + 4) u |q| |mu'| that treatment.inc.h takes as the bound of vectors, and a sum of weights w by at most
-   u max w sum |mu'_jk| / 2 and four roundings.
+   (size + 4) u |q| |mu'| that treatment.inc.h takes as the bound of vectors. Of weights w, each is off by at most u max w,
+   and their total by no more.
 
    Sums of 32 bits hold 65,536 dimensions (MATRIX_LARGEST in ff_driver.c). Included once for each type of bytes FF_S. */
 
@@ -160,6 +160,8 @@ static void NAME_ST(weight_pieces)(const float *weights, int64_t count, unsigned
     f32_store(scales, scale);
     const f32v inverse = f32_where_above(f32_div(f32_set1(16777215.0f), largest), largest, f32_set1(1e-30f));
     i32v total[PIECES] = {i32_set1(0), i32_set1(0), i32_set1(0)};
+    /* What rounding leaves of a weight goes to the next point that has one: many small weights are not lost together. */
+    f32v carry = f32_set1(0.0f);
     for (int64_t first = 0; first < count; first += DEPTH, pieces += PIECES * MATRIX_BYTES) {
         i32v fours[PIECES][MATRIX_ROWS]; /* each lane's bytes of four points */
         for (int i = 0; i < MATRIX_ROWS; i++) {
@@ -167,7 +169,10 @@ static void NAME_ST(weight_pieces)(const float *weights, int64_t count, unsigned
             for (int point = 0; point < 4; point++) {
                 const int64_t j = first + 4 * i + point;
                 whole[point] = i32_set1(0);
-                if (j < count) whole[point] = i32_least(i32_rounded(f32_mul(inverse, f32_load(weights + j * LANES))), 0xffffff);
+                if (j >= count) continue;
+                const f32v weight = f32_load(weights + j * LANES), due = f32_fma(inverse, weight, carry);
+                whole[point] = i32_least(i32_rounded(f32_where_above(due, weight, f32_set1(0.0f))), 0xffffff);
+                carry = f32_sub(due, f32_of_i32(whole[point]));
             }
             for (int piece = 0; piece < PIECES; piece++) {
                 fours[piece][i] = i32_bytes(whole, 16 - 8 * piece);
