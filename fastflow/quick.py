@@ -13,12 +13,13 @@ from .schedules import Schedule
 
 # Values of x up to which the way is shorter: beyond, the kernels take most of the time.
 _FEW = 4096
-# x whose squares sum to less than this is finite, and far from what could overflow or warn.
-_MODERATE = 1e30
+# Values and factors below this are finite, and far from what could overflow.
+_MODERATE = 1e15
 _FLOATS = ("f", "d")
 _WANT = Want(mean=True, spread=False, trace=False)
 
 
+@np.errstate(under="ignore")  # as the general way
 def velocity(part: Part, schedule: Schedule, x: object, t: object, event_shape: tuple[int, ...]) -> np.ndarray | None:
     """The velocity at x of all points of a part; or None, for whatever is not plain: then the general way computes it,
     or says what is wrong.
@@ -35,12 +36,10 @@ def velocity(part: Part, schedule: Schedule, x: object, t: object, event_shape: 
         return None
     if type(model.target) is not float or model.frame is not None or model.source_mean is not None:
         return None
-    matrix = x.reshape(-1, model.size)
-    flat = x.reshape(-1)
-    if not np.dot(flat, flat) < _MODERATE:
+    if not np.abs(x).max() < _MODERATE:
         return None
     path = path_at(schedule, t, model.source_variance, model.target)
     if path.singular or not abs(path.rate.residual) < _MODERATE:
         return None
-    moments = part.prepared.moments(matrix, path.kernel_coefficients(), _WANT)
+    moments = part.prepared.moments(x.reshape(-1, model.size), path.kernel_coefficients(), _WANT)
     return velocity_of(moments, path, model).reshape(shape)
