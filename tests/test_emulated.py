@@ -149,6 +149,8 @@ def run(command: list[str], given: Problem, exact) -> dict[str, np.ndarray]:
     parts += list(given.tangent) if tangent else []
     done = subprocess.run(command, input=b"".join(p.tobytes() for p in parts), capture_output=True)
     assert done.returncode == 0, (done.returncode, done.stderr.decode())
+    if command[-1] == MATRICES[-1]:  # not those of the set beneath
+        assert int(re.search(rb"products of matrices: (\d+)", done.stderr).group(1)) > 0
     flat, found = np.frombuffer(done.stdout), {}
     for name in names(given):
         shape = getattr(exact, name).shape

@@ -556,7 +556,7 @@ static void NAME_ST(batch_weigh)(const ff_job *job, NAME_ST(batch_scratch) * s, 
                 logit[j * LANES + lane] = 0;
                 if (gain) s->gained[(panel * BATCH_TILE + j) * LANES + lane] = 0;
             }
-        /* Few weights carry this chunk, at most 8 for each unit of the total; or it has points far closer to the query
+        /* Few weights carry this tile, at most 8 for each unit of the total; or it has points far closer to the query
            than is typical, |r|^2 / (2D) = size/2, so that their residuals are differences of far larger points. */
         else if (b->heavy < 1.0 && (p->total < 4.0 || mass - p->largest - p->base < 0.1 * (double)job->points->size))
             NAME_ST(batch_take_heavy)(job, s, b, query + panel * LANES + lane, start, points, logit + lane,

@@ -6,20 +6,9 @@
 
 #define FF_T f32
 #include "multiply.inc.h"
-
-#define FF_S bf16
-#include "storage.inc.h"
-#include "pair.inc.h"
-#undef FF_S
-#define FF_S u8
-#include "storage.inc.h"
-#include "pair.inc.h"
-#undef FF_S
-#define FF_S i8
-#include "storage.inc.h"
-#include "pair.inc.h"
-#undef FF_S
 #undef FF_T
+
+#include "matrix_storages.inc.h"
 
 const ff_target FF_PASTE(ff_target_, FF_ISA) = {
     .name = STRING(FF_ISA),

@@ -20,15 +20,7 @@
 #define FF_S f16
 #include "storages.inc.h"
 #undef FF_S
-#define FF_S bf16
-#include "storages.inc.h"
-#undef FF_S
-#define FF_S u8
-#include "storages.inc.h"
-#undef FF_S
-#define FF_S i8
-#include "storages.inc.h"
-#undef FF_S
+#include "matrix_storages.inc.h"
 
 /* clang-format off */
 #define LOW(s) {FF_LOW_LANES, LOW_BLOCK, LOW_BLOCK, low_chunk, sum_values, low_packed_bytes, low_scratch_bytes, NULL, \
