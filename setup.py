@@ -63,7 +63,7 @@ class BuildExtension(build_ext):
         ext.extra_link_args = [*link, f"-Wl,-rpath,{ORIGIN}/../lib"]
         try:
             self.build_library(package, ext, common, link)
-            ext.extra_objects += self.compiled(CSRC.glob("xla/*.c"), ext, common)
+            ext.extra_objects += self.compiled([*CSRC.glob("field/*.c"), *CSRC.glob("xla/*.c")], ext, common)
             super().build_extension(ext)
         except Exception as error:
             if flag("FASTFLOW_REQUIRE_EXTENSION"):
@@ -120,7 +120,7 @@ def extensions():
     native = Extension(
         "fastflow.backends.native",
         ["fastflow/backends/native.pyx"],
-        include_dirs=[str(CSRC), str(CSRC / "xla"), numpy.get_include()],
+        include_dirs=[str(CSRC), str(CSRC / "field"), str(CSRC / "xla"), numpy.get_include()],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
         depends=depends,
     )

@@ -21,7 +21,7 @@ extern "C" {
 /* The number grows whenever a program compiled against an older header would misread this library: a struct or an
    enumerator changes, or what a function takes. New functions and new statuses leave it. A program compares it with
    ff_abi_version() before anything else. */
-#define FF_ABI_VERSION 3
+#define FF_ABI_VERSION 4
 
 /* What the shared library shows; all else in it is hidden. */
 #if defined(__GNUC__)
@@ -89,6 +89,11 @@ typedef struct {
     double *tilt;                         /* with direction: E[psi_j] */
     void *mean_product;                   /* with direction: Cov(mu_j, psi_j) */
     void *gained_product, *gain_product;  /* with direction: Cov(gamma_j r_j, psi_j), E[gamma_j] u */
+    /* of_residual E[r_j] + of_mean E[mu_j] of the two as they would be stored, in the arithmetic of the dtype; alone, or
+       with them. Factors are given as coefficients are. Only where all points share one variance, without direction and
+       trace. */
+    void *combination;
+    const double *of_mean, *of_residual;
 } ff_moments;
 
 FF_API int ff_abi_version(void);

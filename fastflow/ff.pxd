@@ -66,6 +66,9 @@ cdef extern from "ff.h" nogil:
         void *mean_product
         void *gained_product
         void *gain_product
+        void *combination
+        const double *of_mean
+        const double *of_residual
     const int FF_ABI_VERSION
     int ff_abi_version()
     const char *ff_status_text(int status)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from .quantities import PRODUCTS, QUANTITIES, Quantity
 from .schedules import Schedule
 
 # Attributes of a field that hold what a backend has prepared, which stays in its process.
-_PREPARED = ("_choice", "_parts", "_posterior")
+_PREPARED = ("_choice", "_parts", "_posterior", "_quick_velocity")
 
 # Weights that underflow to zero are meant, also where the caller has set NumPy to raise for underflow.
 _quiet = np.errstate(under="ignore")
@@ -92,7 +92,7 @@ class VelocityField:
         backend: str = "auto",
         num_threads: int | None = None,
     ):
-        self.schedule = schedules.get(schedule)
+        self._schedule = schedules.get(schedule)
         choice = choose(backend, num_threads)
         scale, offset = _arrays.real_number("scale", scale), _arrays.real_number("offset", offset)
         source_variance = _arrays.source_variance(source_variance)
@@ -181,7 +181,8 @@ class VelocityField:
             TypeError, ValueError: schedule is neither a `Schedule` nor the name of one.
         """
         new = object.__new__(type(self))
-        new.__dict__.update(self.__dict__, schedule=schedules.get(schedule))
+        new.__dict__.update(self.__dict__, _schedule=schedules.get(schedule))
+        new.__dict__.pop("_quick_velocity", None)
         return new
 
     def __getstate__(self) -> dict[str, Any]:
@@ -196,6 +197,11 @@ class VelocityField:
         self._choice = choose_again(*state.pop("choice"))
         self.__dict__.update(state)
         self._parts = Parts(points, self._choice, model, labels)
+
+    @property
+    def schedule(self) -> Schedule:
+        """Schedule of the path."""
+        return self._schedule
 
     @property
     def backend(self) -> str:
@@ -264,10 +270,15 @@ class VelocityField:
             easily are; for float32 from 3.4e38 on.
         """
         if out is None and not options:
-            found = quick.velocity(self._parts.whole, self.schedule, x, t, self.event_shape)
+            found = self._quick_velocity(x, t)
             if found is not None:
                 return found
         return self._evaluate(x, t, ("velocity",), out=out, **options)["velocity"]
+
+    @cached_property
+    def _quick_velocity(self) -> Callable[[Any, Any], np.ndarray | None]:
+        """The short way of plain calls (see quick.py); it says None where the general one is to be taken."""
+        return quick.velocity_at(self._parts.whole, self._schedule, self.event_shape, self.backend)
 
     @follows("x")
     def target_mean(self, x: Any, t: Any, **options: Any) -> np.ndarray:

@@ -238,37 +238,84 @@ static inline f32v f32_below(const double *wide, const double *largest) {
     return f32_from_f64(f64_below(wide, largest), f64_below(wide + F64_LANES, largest + F64_LANES));
 }
 
+/* Dimensions written at a time: those of all queries of a panel are then in the first-level cache. */
+enum { WRITTEN = 64 };
+
+/* values, `count` of them, to results from `at` on. */
+static inline void store_results(const ff_queries *queries, void *to, int64_t at, const double *restrict values, int64_t count) {
+    if (queries->dtype == FF_FLOAT32)
+        for (int64_t k = 0; k < count; k++) ((float *)to)[at + k] = (float)values[k];
+    else
+        for (int64_t k = 0; k < count; k++) ((double *)to)[at + k] = values[k];
+}
+
+/* The combination that is asked for, of means and residuals as they would be stored, in the arithmetic of their dtype. */
+static inline void store_combination(const ff_job *job, int64_t query, int64_t at, const double *restrict mean,
+                                     const double *restrict residual, int64_t count) {
+    const ff_moments *result = job->result;
+    const double of_mean = result->of_mean[query * job->queries->stride];
+    const double of_residual = result->of_residual[query * job->queries->stride];
+    if (job->queries->dtype == FF_FLOAT32)
+        for (int64_t k = 0; k < count; k++)
+            ((float *)result->combination)[at + k] = (float)of_residual * (float)residual[k] + (float)of_mean * (float)mean[k];
+    else
+        for (int64_t k = 0; k < count; k++)
+            ((double *)result->combination)[at + k] = of_residual * residual[k] + of_mean * mean[k];
+}
+
+/* Of one query, whose sums lie `lanes` apart from `sum` on: the vectors of its moments, dimensions k..k+count-1. */
+static inline void write_vectors(const ff_job *job, const double *sum, int64_t lanes, int64_t query, int64_t k, int64_t count) {
+    const ff_points *points = job->points;
+    const ff_queries *queries = job->queries;
+    const ff_moments *result = job->result;
+    const int64_t size = points->size, at = query * size + k, i = query * queries->stride;
+    const double scale = points->data.scale, alpha = queries->alpha[i], beta = queries->beta[i], total = job->state.total[query];
+    const double *restrict origin = points->origin + k, *restrict source = points->data.source_mean;
+    double mean[WRITTEN], offset[WRITTEN], value[WRITTEN];
+    sum += k * lanes;
+    for (int64_t d = 0; d < count; d++) mean[d] = scale * (sum[d * lanes] / total);
+    if (queries->dtype == FF_FLOAT32)
+        for (int64_t d = 0; d < count; d++) offset[d] = (double)((const float *)queries->x)[at + d];
+    else
+        for (int64_t d = 0; d < count; d++) offset[d] = ((const double *)queries->x)[at + d];
+    for (int64_t d = 0; source && d < count; d++) offset[d] = minus_product(offset[d], alpha, source[k + d]);
+    for (int64_t d = 0; d < count; d++) offset[d] = minus_product(offset[d], beta, origin[d]);
+    if (job->pointwise) {
+        const double gain = result->gain[query];
+        sum += size * lanes;
+        for (int64_t d = 0; d < count; d++)
+            value[d] = minus_product(-beta * scale * (sum[d * lanes] / total), -gain, offset[d]);
+        store_results(queries, result->gained, at, value, count);
+    }
+    for (int64_t d = 0; d < count; d++) value[d] = minus_product(offset[d], beta, mean[d]);
+    for (int64_t d = 0; d < count; d++) mean[d] += origin[d];
+    if (result->combination) store_combination(job, query, at, mean, value, count);
+    if (!result->mean) return;
+    store_results(queries, result->mean, at, mean, count);
+    store_results(queries, result->residual, at, value, count);
+}
+
 /* From the merged sums of some queries, in panels of `lanes`, to their moments: how most kernels end. */
 static void write_moments(const ff_job *job, int64_t lanes, int64_t query, int64_t count) {
-    const ff_points *points = job->points;
     const ff_queries *queries = job->queries;
     const ff_state *state = &job->state;
     const ff_moments *result = job->result;
-    const int64_t size = points->size, rows = ff_rows(job);
-    const double scale = points->data.scale, *mean_of_source = points->data.source_mean;
+    const int64_t size = job->points->size, rows = ff_rows(job);
     for (int64_t q = query; q < query + count; q++) {
-        const int64_t i = q * queries->stride;
-        const double alpha = queries->alpha[i], beta = queries->beta[i], total = state->total[q];
+        const double total = state->total[q];
         result->log_total[q] = state->base[q] + state->largest[q] + log(total);
-        if (!job->pointwise) result->log_total[q] -= 0.5 * (double)size * log(queries->variance[i]);
+        if (!job->pointwise) result->log_total[q] -= 0.5 * (double)size * log(queries->variance[q * queries->stride]);
         if (result->entropy) {
             result->entropy[q] = log(total) - state->first[q] / total;
             result->collision[q] = state->second[q] / (total * total);
         }
-        if (!result->mean) continue;
-        const double *sum = state->sum + q / lanes * rows * lanes + q % lanes;
-        const double gain = job->pointwise ? sum[2 * size * lanes] / total : 0.0;
-        if (job->pointwise) result->gain[q] = gain;
-        for (int64_t k = 0; k < size; k++) {
-            const int64_t at = q * size + k;
-            const double x = query_value(queries, queries->x, at), mean = scale * (sum[k * lanes] / total);
-            const double offset = minus_product(mean_of_source ? minus_product(x, alpha, mean_of_source[k]) : x, beta,
-                                                points->origin[k]);
-            store_result(queries, result->mean, at, points->origin[k] + mean);
-            store_result(queries, result->residual, at, minus_product(offset, beta, mean));
-            if (job->pointwise)
-                store_result(queries, result->gained, at,
-                             minus_product(-beta * scale * (sum[(size + k) * lanes] / total), -gain, offset));
-        }
+        if (job->want_mean && job->pointwise)
+            result->gain[q] = state->sum[(q / lanes * rows + 2 * size) * lanes + q % lanes] / total;
+    }
+    for (int64_t panel = query; job->want_mean && panel < query + count; panel += lanes) {
+        const double *sums = state->sum + panel * rows;
+        for (int64_t k = 0; k < size; k += WRITTEN)
+            for (int64_t q = panel; q < ff_min(panel + lanes, query + count); q++)
+                write_vectors(job, sums + (q - panel), lanes, q, k, ff_min(WRITTEN, size - k));
     }
 }

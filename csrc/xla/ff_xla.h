@@ -5,21 +5,11 @@
 #ifndef FF_XLA_H
 #define FF_XLA_H
 
-#include "ff.h"
-#include "ff_program.h"
+#include "ff_field.h"
 #include "ff_xla_abi.h"
 
-typedef struct {
-    const ff_points *points;
-    int num_threads;
-    int64_t size;
-    double source_variance, target_variance; /* s_i and s_f */
-    const double *source_mean;               /* (size), or NULL for zero */
-    ff_program schedule;
-} ff_xla_field;
-
 /* Makes a field known by a number of the caller's choice. All that it points to must outlive its withdrawal. */
-int ff_xla_publish(int64_t number, const ff_xla_field *field);
+int ff_xla_publish(int64_t number, const ff_field *field, int num_threads);
 
 /* Withdraws a field, after the calls that are at work with it have ended. */
 void ff_xla_withdraw(int64_t number);

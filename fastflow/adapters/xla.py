@@ -11,7 +11,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from ..field import VelocityField
-from ..program import NotRecordable, recorded
+from ..quick import NotPlain, native_field
 
 if TYPE_CHECKING:
     from ..backends.native import Published
@@ -35,22 +35,13 @@ def publish(field: VelocityField, label: int | None) -> int | str:
     """
     if field.backend != "native":
         return f"the backend is {field.backend}"
-    part = field._parts.whole if label is None else field._parts.labelled(label)
-    if field._model.frame is not None or part.points.variance is not None:
-        return "the points have variances of their own, or covariances"
     known = _published.setdefault(field, {})
     if label not in known:
         from ..backends import native
 
+        part = field._parts.whole if label is None else field._parts.labelled(label)
         try:
-            program = recorded(field.schedule)
-            codes = native.operations()
-            steps = [(codes[operation], a, b) for operation, a, b in program.instructions]
-            schedule = native.Program(program.constants, steps, program.outputs)
-        except (NotRecordable, ValueError) as error:
+            known[label] = native.Published(secrets.randbits(62), native_field(part, field.schedule, field.event_shape))
+        except NotPlain as error:
             return str(error)
-        model = part.model
-        known[label] = native.Published(
-            secrets.randbits(62), part.prepared, schedule, model.source_variance, model.target, model.source_mean
-        )
     return known[label].number

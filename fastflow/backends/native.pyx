@@ -5,7 +5,9 @@ from dataclasses import replace
 
 from cpython.pycapsule cimport PyCapsule_New
 from cpython.ref cimport PyObject
+from libc.math cimport fabs
 from libc.stdint cimport int32_t, int64_t, uintptr_t
+from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 cimport cython
@@ -22,7 +24,7 @@ from .cores import threads_of_call, usable_cores
 cnp.import_array()
 
 
-cdef extern from "ff_xla.h" nogil:
+cdef extern from "ff_field.h" nogil:
     ctypedef struct ff_instruction:
         pass
     ctypedef struct ff_program:
@@ -31,23 +33,39 @@ cdef extern from "ff_xla.h" nogil:
         int32_t num_constants
         int32_t num_instructions
         int32_t *outputs
-    ctypedef struct ff_xla_field:
+    int FF_PROGRAM_VALUES
+    const char *ff_operation_name(int operation)
+    int ff_program_valid(const ff_program *program)
+    void ff_program_run(const ff_program *program, double t, double *outputs)
+    ctypedef struct ff_field:
         const ff_points *points
-        int num_threads
         int64_t size
         double source_variance
         double target_variance
         const double *source_mean
         ff_program schedule
+    ctypedef struct ff_times:
+        int64_t count
+        double *rate
+        double *d_alpha
+        double *d_beta
+        int singular
+    enum:
+        FF_TIME_NUMBERS
+    ctypedef struct ff_bad_time:
+        pass
+    int64_t ff_first_beyond(double largest, const void *values, ff_dtype dtype, int64_t count)
+    int ff_field_times(const ff_field *field, const void *t, ff_dtype dtype, int64_t count, double *memory,
+                       ff_times *result, ff_bad_time *bad)
+    int ff_field_velocity(const ff_field *field, const ff_times *times, const void *x, ff_dtype dtype, int64_t count,
+                          void *result, int num_threads)
+
+cdef extern from "ff_xla.h" nogil:
     ctypedef struct ff_xla_call:
         pass
     ctypedef struct ff_xla_error:
         pass
-    int FF_PROGRAM_VALUES
-    const char *ff_operation_name(int operation)
-    int ff_program_valid(const ff_program *program)
-    void ff_program_run(const ff_program *program, double t, double *outputs)
-    int ff_xla_publish(int64_t number, const ff_xla_field *field)
+    int ff_xla_publish(int64_t number, const ff_field *field, int num_threads)
     void ff_xla_withdraw(int64_t number)
     ff_xla_error *ff_xla_velocity(ff_xla_call *call)
     ff_xla_error *ff_xla_product(ff_xla_call *call)
@@ -281,6 +299,112 @@ cdef class Program:
         return tuple(outputs[k] for k in range(5))
 
 
+# Values and factors below this are finite, and far from what could overflow on the way to a velocity.
+cdef double _MODERATE = 1e15
+
+
+cdef bint _is_plain(object value):
+    """Whether it is a contiguous NumPy array of native floats."""
+    if not cnp.PyArray_CheckExact(value):
+        return False
+    cdef cnp.ndarray array = value
+    cdef int kind = cnp.PyArray_TYPE(array)
+    return (kind == cnp.NPY_FLOAT32 or kind == cnp.NPY_FLOAT64) and cnp.PyArray_ISCARRAY_RO(array)
+
+
+cdef bint _is_moderate(const ff_field *field, const ff_times *times) noexcept nogil:
+    """Whether variance is left at all times, and no factor is large."""
+    cdef int64_t k
+    cdef bint moderate = not times.singular
+    for k in range(times.count):
+        moderate &= fabs(times.rate[k]) < _MODERATE and fabs(times.d_beta[k]) < _MODERATE
+        moderate &= field.source_mean == NULL or fabs(times.d_alpha[k]) < _MODERATE
+    return moderate
+
+
+@cython.final
+cdef class Field:
+    """A data set whose points share one variance, with its schedule: all that C needs to evaluate the velocity."""
+
+    cdef ff_field field
+    cdef readonly Native points
+    cdef tuple kept
+    cdef int rank
+    cdef cnp.npy_intp event_shape[cnp.NPY_MAXDIMS]
+
+    def __cinit__(self, Native points, Program schedule, double source_variance, double target_variance, source_mean,
+                  tuple event_shape):
+        self.points, self.kept = points, (schedule, source_mean)
+        self.field.points, self.field.size = points.points, points.size
+        self.field.source_variance, self.field.target_variance = source_variance, target_variance
+        self.field.source_mean = <double *>_pointer(source_mean)
+        self.field.schedule = schedule.program
+        self.rank = len(event_shape)
+        for k in range(self.rank):
+            self.event_shape[k] = event_shape[k]
+
+    def velocity(self, x, t):
+        """The velocity at queries x (B, *event) or one event, at t: a float, or an array of one or of B of them.
+
+        None for whatever is not plain, or not accepted: anything but a contiguous NumPy array of native floats, values
+        that are not moderate, times that leave no variance.
+        """
+        if not _is_plain(x):
+            return None
+        cdef cnp.ndarray queries = x
+        cdef cnp.npy_intp *dims = cnp.PyArray_DIMS(queries)
+        cdef int k, before = cnp.PyArray_NDIM(queries) - self.rank
+        if before != 0 and before != 1:
+            return None
+        for k in range(self.rank):
+            if dims[before + k] != self.event_shape[k]:
+                return None
+        cdef int64_t count = dims[0] if before else 1, times_given = 1
+        cdef double time = 0.0
+        cdef void *t_values = &time
+        cdef ff_dtype t_dtype = FF_FLOAT64
+        if isinstance(t, float):
+            time = t
+        elif _is_plain(t):
+            times_given = cnp.PyArray_SIZE(t)
+            shaped = cnp.PyArray_NDIM(t) == 1 or (cnp.PyArray_NDIM(t) == 2 and cnp.PyArray_DIMS(t)[1] == 1)
+            if not (times_given == 1 and cnp.PyArray_NDIM(t) <= 2) and not (before and times_given == count and shaped):
+                return None
+            t_values, t_dtype = cnp.PyArray_DATA(t), _dtype(t)
+        else:
+            return None
+        if count == 0:
+            return None
+        result = cnp.PyArray_EMPTY(before + self.rank, dims, cnp.PyArray_TYPE(queries), 0)
+        cdef void *values = cnp.PyArray_DATA(queries)
+        cdef void *to = cnp.PyArray_DATA(result)
+        cdef ff_dtype dtype = _dtype(queries)
+        cdef int threads = threads_of_call(self.points.num_threads)
+        cdef double one_time[FF_TIME_NUMBERS]
+        cdef double *memory = one_time
+        cdef ff_times times
+        cdef ff_bad_time bad
+        cdef bint plain
+        cdef int status = FF_OK
+        with nogil:
+            if times_given > 1:
+                memory = <double *>malloc(<size_t>times_given * FF_TIME_NUMBERS * sizeof(double))
+            plain = memory == NULL or (
+                ff_first_beyond(_MODERATE, values, dtype, count * self.field.size) < 0
+                and ff_field_times(&self.field, t_values, t_dtype, times_given, memory, &times, &bad)
+                and _is_moderate(&self.field, &times)
+            )
+            if memory == NULL:
+                status = FF_NO_MEMORY
+            elif plain:
+                status = ff_field_velocity(&self.field, &times, values, dtype, count, to, threads)
+            if memory != one_time:
+                free(memory)
+        if status:
+            _raise(status)
+        return result if plain else None
+
+
 # The handlers by the name that XLA knows them by, as JAX takes them.
 XLA_HANDLERS = {
     "fastflow_velocity": PyCapsule_New(<void *>ff_xla_velocity, "xla._CUSTOM_CALL_TARGET", NULL),
@@ -293,17 +417,11 @@ cdef class Published:
     """A field that the handlers of XLA know by a number, for as long as this object lives."""
 
     cdef readonly int64_t number
-    cdef object kept
+    cdef Field field
 
-    def __cinit__(self, int64_t number, Native points, Program schedule, double source_variance,
-                  double target_variance, source_mean):
-        cdef ff_xla_field field
-        self.kept = (points, schedule, source_mean)
-        field.points, field.num_threads, field.size = points.points, points.num_threads, points.size
-        field.source_variance, field.target_variance = source_variance, target_variance
-        field.source_mean = <double *>_pointer(source_mean)
-        field.schedule = schedule.program
-        cdef int status = ff_xla_publish(number, &field)
+    def __cinit__(self, int64_t number, Field field):
+        self.field = field
+        cdef int status = ff_xla_publish(number, &field.field, field.points.num_threads)
         if status:
             _raise(status)
         self.number = number
