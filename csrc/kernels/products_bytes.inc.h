@@ -16,54 +16,75 @@ enum {
 #define DEPTH NAME_ST(DEPTH)
 #define AHEAD NAME_ST(AHEAD)
 
-/* Two blocks of 16 rows of one factor, the points, times the three pieces of one block of the other: products[block][piece],
-   16 x 16, of `steps` steps. The pieces are rows of the result, or else its columns; a constant in the calls. The products
-   begin at `from`, the same for every row, or at zero. */
-static inline __attribute__((always_inline)) void NAME_S(multiply_bytes)(const unsigned char *y, const unsigned char *pieces,
-                                                                           int64_t steps, const int32_t *from,
-                                                                           int32_t *products, int pieces_are_rows) {
+/* Two blocks of 16 rows of one factor, the points, times two pieces of the other: of piece i and block b it puts
+   16 x 16 products at products[i] + b PIECES 256, of `steps` steps, the pieces' PIECES matrices apart. Pieces are rows of the
+   result, or else its columns; a constant in the calls. Products begin at from[i], the same for every row, or at zero.
+
+   Four registers of products and four of factors: a register is not free to be loaded before the product that reads it has
+   begun, so with six and two, which load a sixth more for each product, products and loads wait for each other. Cycles of a
+   product with all 16 threads at work on a Xeon whose threads share its matrix units in pairs (31 without any loads):
+   64 by six and two; 54 where they also fetch the next step; 61 by four and four; 49 with fetching. */
+static inline __attribute__((always_inline)) void NAME_S(multiply_two)(const unsigned char *y, const unsigned char *const pieces[2],
+                                                                         int64_t steps, const int32_t *const from[2],
+                                                                         int32_t *const products[2], int pieces_are_rows) {
     MATRIX_MEMORY_BARRIER();
     if (from) {
-        MATRIX_LOAD(0, from, 0);
-        MATRIX_LOAD(1, from + 16, 0);
-        MATRIX_LOAD(2, from + 32, 0);
-        MATRIX_LOAD(3, from, 0);
-        MATRIX_LOAD(4, from + 16, 0);
-        MATRIX_LOAD(5, from + 32, 0);
+        MATRIX_LOAD(0, from[0], 0);
+        MATRIX_LOAD(1, from[0], 0);
+        MATRIX_LOAD(2, from[1], 0);
+        MATRIX_LOAD(3, from[1], 0);
     } else {
         MATRIX_ZERO(0);
         MATRIX_ZERO(1);
         MATRIX_ZERO(2);
         MATRIX_ZERO(3);
-        MATRIX_ZERO(4);
-        MATRIX_ZERO(5);
     }
-#define STEP(sum)                                                           \
-    if (pieces_are_rows) FF_PASTE(MATRIX_u8_, FF_S)(sum, 6, 7);             \
-    else FF_PASTE(FF_PASTE(MATRIX_, FF_S), _i8)(sum, 7, 6)
-    for (int64_t step = 0; step < steps; step++, y += 2 * MATRIX_BYTES, pieces += PIECES * MATRIX_BYTES) {
-        MATRIX_LOAD(6, pieces, 64);
-        MATRIX_LOAD(7, y, 64);
-        STEP(0);
-        MATRIX_LOAD(7, y + MATRIX_BYTES, 64);
-        STEP(3);
-        MATRIX_LOAD(6, pieces + MATRIX_BYTES, 64);
-        STEP(4);
-        MATRIX_LOAD(7, y, 64);
-        STEP(1);
-        MATRIX_LOAD(6, pieces + 2 * MATRIX_BYTES, 64);
-        STEP(2);
-        MATRIX_LOAD(7, y + MATRIX_BYTES, 64);
-        STEP(5);
+#define STEP(sum, block, piece)                                             \
+    if (pieces_are_rows) FF_PASTE(MATRIX_u8_, FF_S)(sum, piece, block);     \
+    else FF_PASTE(FF_PASTE(MATRIX_, FF_S), _i8)(sum, block, piece)
+    const unsigned char *first = pieces[0], *second = pieces[1];
+    for (int64_t step = 0; step < steps; step++) {
+        MATRIX_LOAD(4, y, 64);
+        MATRIX_LOAD(6, first, 64);
+        STEP(0, 4, 6);
+        matrix_fetch(y + 2 * MATRIX_BYTES);
+        MATRIX_LOAD(5, y + MATRIX_BYTES, 64);
+        STEP(1, 5, 6);
+        matrix_fetch(y + 3 * MATRIX_BYTES);
+        MATRIX_LOAD(7, second, 64);
+        STEP(2, 4, 7);
+        matrix_fetch(first + PIECES * MATRIX_BYTES);
+        STEP(3, 5, 7);
+        matrix_fetch(second + PIECES * MATRIX_BYTES);
+        y += 2 * MATRIX_BYTES;
+        first += PIECES * MATRIX_BYTES;
+        second += PIECES * MATRIX_BYTES;
     }
 #undef STEP
-    MATRIX_STORE(0, products, 64);
-    MATRIX_STORE(1, products + 256, 64);
-    MATRIX_STORE(2, products + 512, 64);
-    MATRIX_STORE(3, products + 768, 64);
-    MATRIX_STORE(4, products + 1024, 64);
-    MATRIX_STORE(5, products + 1280, 64);
+    MATRIX_STORE(0, products[0], 64);
+    MATRIX_STORE(1, products[0] + PIECES * 256, 64);
+    MATRIX_STORE(2, products[1], 64);
+    MATRIX_STORE(3, products[1] + PIECES * 256, 64);
     MATRIX_MEMORY_BARRIER();
+}
+
+/* Two blocks of points times the three pieces of both halves of a panel: products[half][block][piece], 16 x 16 each. */
+static inline __attribute__((always_inline)) void NAME_S(multiply_bytes)(const unsigned char *y,
+                                                                           const unsigned char *const halves[2], int64_t steps,
+                                                                           const int32_t *const from[2], int32_t *products,
+                                                                           int pieces_are_rows) {
+    for (int i = 0; i < 2 * PIECES; i += 2) {
+        const unsigned char *pieces[2];
+        const int32_t *begin[2];
+        int32_t *to[2];
+        for (int n = 0; n < 2; n++) {
+            const int half = (i + n) / PIECES, piece = (i + n) % PIECES;
+            pieces[n] = halves[half] + piece * MATRIX_BYTES;
+            begin[n] = from ? from[half] + piece * MATRIX_ROWS : NULL;
+            to[n] = products + (half * 2 * PIECES + piece) * 256;
+        }
+        NAME_S(multiply_two)(y, pieces, steps, from ? begin : NULL, to, pieces_are_rows);
+    }
 }
 
 /* The q of a panel of queries: for each half of the lanes its scales, what its products begin at, -centre . q of each piece,
@@ -129,21 +150,26 @@ static void NAME_S(points_in_rows)(const ff_points *points, int64_t start, int64
 static void NAME_ST(batch_dots)(const ff_points *points, int64_t start, int64_t count, unsigned char *tile,
                                 const void *queries, int64_t panels, float *logit) {
     const int64_t padded = batch_padded(points->size), steps = padded / DEPTH, most = matrix_group(padded);
-    int32_t products[2 * PIECES * 256] __attribute__((aligned(64)));
+    int32_t products[4 * PIECES * 256] __attribute__((aligned(64)));
     MATRIX_BEGIN();
     for (int64_t group = 0; group < count; group += most) {
         const int64_t rows = ff_min(most, count - group);
         NAME_S(points_in_rows)(points, start + group, rows, start + count, tile);
-        for (int64_t half = 0; half < 2 * panels; half++) {
-            const unsigned char *q = (const unsigned char *)queries + (size_t)half * NAME_ST(half_bytes)(points->size);
-            const NAME_ST(half_head) *head = (const void *)q;
-            const f32v scale = f32_load(head->scale);
+        for (int64_t panel = 0; panel < panels; panel++) {
+            const unsigned char *q = (const unsigned char *)queries + (size_t)panel * NAME_ST(batch_panel_bytes)(points->size);
+            const NAME_ST(half_head) *heads[2] = {(const void *)q, (const void *)(q + NAME_ST(half_bytes)(points->size))};
+            const unsigned char *const pieces[2] = {(const void *)(heads[0] + 1), (const void *)(heads[1] + 1)};
+            const int32_t *const begin[2] = {heads[0]->begin[0], heads[1]->begin[0]};
             for (int64_t j = 0; j < rows; j += 2 * MATRIX_ROWS) {
-                NAME_S(multiply_bytes)(tile + j * padded, q + sizeof *head, steps, head->begin[0], products, 0);
-                float *to = logit + (half / 2 * BATCH_TILE + group + j) * LANES + half % 2 * MATRIX_ROWS;
-                for (int block = 0; block < 2; block++)
-                    for (int i = 0; i < MATRIX_ROWS; i++, to += LANES)
-                        f32_store(to, f32_mul(scale, f32_of_pieces(products + block * PIECES * 256 + i * 16)));
+                NAME_S(multiply_bytes)(tile + j * padded, pieces, steps, begin, products, 0);
+                float *to = logit + (panel * BATCH_TILE + group + j) * LANES;
+                for (int half = 0; half < 2; half++) {
+                    const f32v scale = f32_load(heads[half]->scale);
+                    const int32_t *from = products + half * 2 * PIECES * 256;
+                    for (int i = 0; i < 2 * MATRIX_ROWS; i++)
+                        f32_store(to + i * LANES + half * MATRIX_ROWS,
+                                  f32_mul(scale, f32_of_pieces(from + i / 16 * PIECES * 256 + i % 16 * 16)));
+                }
             }
         }
     }
@@ -224,7 +250,7 @@ static void NAME_ST(batch_sums)(const ff_points *points, int64_t start, int64_t 
     const int64_t padded = batch_padded(points->size), steps = ff_ceil_div(count, DEPTH);
     unsigned char *pieces = tile + matrix_points_bytes(points->size);
     float scales[2 * BATCH_PANELS][MATRIX_ROWS];
-    int32_t totals[2 * BATCH_PANELS][PIECES][MATRIX_ROWS], products[2 * PIECES * 256] __attribute__((aligned(64)));
+    int32_t totals[2 * BATCH_PANELS][PIECES][MATRIX_ROWS], products[4 * PIECES * 256] __attribute__((aligned(64)));
     for (int64_t half = 0; half < 2 * panels; half++)
         if (computed[half / 2])
             NAME_ST(weight_pieces)(weights + half / 2 * BATCH_TILE * LANES + half % 2 * MATRIX_ROWS, count,
@@ -236,19 +262,22 @@ static void NAME_ST(batch_sums)(const ff_points *points, int64_t start, int64_t 
         int32_t centre[MATRIX_COLUMNS / 16][16] = {{0}}; /* of the blocks of dimensions */
         for (int64_t k = 0; k < ff_min(width, points->size - from); k++)
             centre[k / 64 * 4 + k % 16 / 4][k % 64 / 16 * 4 + k % 4] = (int32_t)points->narrow_centre[from + k];
-        for (int64_t half = 0; half < 2 * panels; half++) {
-            if (!computed[half / 2]) continue;
-            float *to = NAME_ST(batch_panel_sums)(sums, points->size, half / 2) + half % 2 * MATRIX_ROWS * padded + from;
+        for (int64_t panel = 0; panel < panels; panel++) {
+            if (!computed[panel]) continue;
+            const unsigned char *const own = pieces + panel * 2 * steps * PIECES * MATRIX_BYTES;
+            const unsigned char *const halves[2] = {own, own + steps * PIECES * MATRIX_BYTES};
+            float *to = NAME_ST(batch_panel_sums)(sums, points->size, panel) + from;
             for (int64_t k = 0; k < width; k += DEPTH / 2) {
-                NAME_S(multiply_bytes)(tile + k * steps * DEPTH, pieces + half * steps * PIECES * MATRIX_BYTES, steps, NULL,
-                                       products, 1);
-                for (int block = 0; block < 2; block++) {
+                NAME_S(multiply_bytes)(tile + k * steps * DEPTH, halves, steps, NULL, products, 1);
+                for (int i = 0; i < 4; i++) {
+                    const int half = i / 2, block = i % 2;
                     const int64_t first = k / DEPTH * DEPTH + (k % DEPTH / 32 * 2 + block) * 4; /* of the block's dimensions */
                     const int32_t *own_centre = centre[k / 16 + block];
                     for (int lane = 0; lane < MATRIX_ROWS; lane++) {
-                        const int32_t *at = products + block * PIECES * 256 + lane * 16;
-                        const f32v sum = f32_of_pieces_less(at, own_centre, &totals[half][0][lane]);
-                        f32_store_fours(to + lane * padded + first, f32_mul(f32_set1(scales[half][lane]), sum));
+                        const int32_t *at = products + i * PIECES * 256 + lane * 16;
+                        const f32v sum = f32_of_pieces_less(at, own_centre, &totals[2 * panel + half][0][lane]);
+                        f32_store_fours(to + (half * MATRIX_ROWS + lane) * padded + first,
+                                        f32_mul(f32_set1(scales[2 * panel + half][lane]), sum));
                     }
                 }
             }

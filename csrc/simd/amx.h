@@ -24,6 +24,12 @@ static const struct {
 #define MATRIX_i8_i8(sum, rows, columns) _tile_dpbssd(sum, rows, columns)
 #define MATRIX_MEMORY_BARRIER() __asm__ volatile("" ::: "memory")
 
+/* Bring a matrix near, before it is loaded; it need not be readable memory. */
+static inline void matrix_fetch(const unsigned char *from) {
+    FF_UNROLL
+    for (int row = 0; row < 16; row++) __builtin_prefetch(from + 64 * row);
+}
+
 /* The upper halves of float32, which are bfloat16 cut off: as float32, and of two vectors as pairs (low_i, high_i). */
 static inline f32v f32_upper_halves(f32v v) {
     return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(-65536)));
