@@ -26,9 +26,13 @@ static inline __attribute__((always_inline)) void multiply_matrices(const ff_bf1
     for (int64_t step = 0; step < steps; step++, y += 2 * MATRIX) {
         MATRIX_LOAD(4, y, 64);
         MATRIX_LOAD(5, y + MATRIX, 64);
+        matrix_fetch(y + 2 * MATRIX);
+        matrix_fetch(y + 3 * MATRIX);
         for (int piece = 0; piece < PIECES; piece++, pieces += 2 * MATRIX) {
             MATRIX_LOAD(6, pieces, 64);
             MATRIX_LOAD(7, pieces + MATRIX, 64);
+            matrix_fetch(pieces + PIECES * 2 * MATRIX);
+            matrix_fetch(pieces + (PIECES * 2 + 1) * MATRIX);
             if (pieces_are_rows) {
                 MATRIX_bf16_bf16(0, 6, 4);
                 MATRIX_bf16_bf16(1, 6, 5);

@@ -25,9 +25,9 @@ static const struct {
 #define MATRIX_MEMORY_BARRIER() __asm__ volatile("" ::: "memory")
 
 /* Bring a matrix near, before it is loaded; it need not be readable memory. */
-static inline void matrix_fetch(const unsigned char *from) {
+static inline void matrix_fetch(const void *from) {
     FF_UNROLL
-    for (int row = 0; row < 16; row++) __builtin_prefetch(from + 64 * row);
+    for (int row = 0; row < 16; row++) __builtin_prefetch((const char *)from + 64 * row);
 }
 
 /* The upper halves of float32, which are bfloat16 cut off: as float32, and of two vectors as pairs (low_i, high_i). */

@@ -129,6 +129,13 @@ static void bad_moments(void) {
     REFUSED(ff_points_moments(points, (bad = good, bad.x = NULL, &bad), &moments, 1));
     REFUSED(ff_points_moments(points, (bad = good, bad.alpha = NULL, &bad), &moments, 1));
     REFUSED(ff_points_moments(points, (bad = good, bad.stride = 3, &bad), &moments, 1));
+    const ff_moments combined = {.log_total = total, .combination = expected, .of_mean = &one, .of_residual = &one};
+    ff_moments wrong = combined;
+    REFUSED(ff_points_moments(points, &good, (wrong = combined, wrong.of_mean = NULL, &wrong), 1));
+    REFUSED(ff_points_moments(points, &good, (wrong = combined, wrong.of_residual = NULL, &wrong), 1));
+    REFUSED(ff_points_moments(points, &good, (wrong = combined, wrong.trace = total, &wrong), 1));
+    bad = good, bad.direction = x, bad.residual_factor = bad.gained_factor = bad.mean_factor = &one;
+    REFUSED(ff_points_moments(points, &bad, &combined, 1));
     REFUSED(ff_points_logits(points, &good, 0, 1, NULL, 1));
     REFUSED(ff_points_logits(points, &good, 0, COUNT + 1, total, 1));
     REFUSED(ff_points_logits(NULL, &good, 0, 1, total, 1));
