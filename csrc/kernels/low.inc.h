@@ -279,7 +279,7 @@ static void low_both(const ff_job *job, int64_t start, int64_t stop, int64_t que
     const int64_t size = job->points->size, rows = job->pointwise ? 2 * size + 1 : size;
     for (int lane = 0; lane < NARROW_LANES; lane++) {
         const int64_t at = query + ff_min(lane, count - 1);
-        low_narrow_query(job, &s->narrow, lane, at, s->row);
+        low_narrow_query(job, &s->narrow, &s->tile, lane, at, s->row);
         s->narrow.without[lane] = low_without(job, at, start, stop);
     }
     low_narrow_panel(job, &s->narrow, &s->tile, stop - start);

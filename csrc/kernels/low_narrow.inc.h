@@ -47,6 +47,7 @@ typedef struct {
 typedef struct {
     float value[LOW_CHUNK * LOW_SIZE], mass[LOW_CHUNK], own[LOW_CHUNK];
     float inverse[LOW_CHUNK], rise[LOW_CHUNK], gain[LOW_CHUNK];
+    double grid[LOW_SIZE]; /* of the largest values: a finer one would round all differences from `at` the same way */
 } low_narrow_tile;
 
 static int low_is_narrow(const ff_job *job) {
@@ -63,7 +64,8 @@ static int low_narrow_mode(const ff_job *job) {
 /* The numbers of the points of a chunk; their values are filled in by the kernel of their storage type. */
 static void low_narrow_begin(const ff_job *job, int64_t start, int64_t stop, low_narrow_tile *tile) {
     const ff_points *points = job->points;
-    const double to_base_2 = 1.4426950408889634, size = (double)points->size;
+    const double to_base_2 = 1.4426950408889634, size = (double)points->size, reach = sqrt(points->largest_square);
+    for (int64_t k = 0; k < points->size; k++) tile->grid[k] = ldexp(1.0, ilogb(fabs(points->centre[k]) + reach) - 23);
     const int one_time = low_narrow_mode(job) == NARROW_ONE_TIME;
     const coefficients c = query_numbers(points, job->queries, 0);
     const double narrowest = job->pointwise ? c.variance + c.slope * points->narrowest : 1.0;
@@ -83,12 +85,13 @@ static void low_narrow_begin(const ff_job *job, int64_t start, int64_t stop, low
 }
 
 /* Put a query in a lane. */
-static void low_narrow_query(const ff_job *job, low_narrow *s, int lane, int64_t query, double *e) {
+static void low_narrow_query(const ff_job *job, low_narrow *s, const low_narrow_tile *tile, int lane, int64_t query,
+                             double *e) {
     const ff_points *points = job->points;
     const int64_t size = points->size;
     const int mode = low_narrow_mode(job);
     const coefficients c = centred_query(points, job->queries, query, e);
-    const double to_base_2 = 1.4426950408889634, reach = sqrt(points->largest_square);
+    const double to_base_2 = 1.4426950408889634;
     const double narrowest = c.variance + (job->pointwise ? c.slope * points->narrowest : 0.0);
     const double widest = c.variance + (job->pointwise ? c.slope * points->widest[0] : 0.0);
     const double factor = 0.5 * to_base_2 * c.beta * c.beta / narrowest;
@@ -97,9 +100,7 @@ static void low_narrow_query(const ff_job *job, low_narrow *s, int lane, int64_t
     const double own = points->mean_square / (double)size, share = own / (own + narrowest / (c.beta * c.beta));
     for (int64_t k = 0; k < size; k++) {
         const double y = c.beta == 0.0 ? 0.0 : e[k] / c.beta; /* from the centre */
-        /* On the grid of the largest values: a finer one would round all their differences from it the same way. */
-        const double grid = ldexp(1.0, ilogb(fabs(points->centre[k]) + reach) - 23);
-        const float at = (float)(grid * rint((points->centre[k] + share * y) / grid));
+        const float at = (float)(tile->grid[k] * rint((points->centre[k] + share * y) / tile->grid[k]));
         furthest = fmax(furthest, fabs(y));
         s->at[k * NARROW_LANES + lane] = at;
         s->shift[k * NARROW_LANES + lane] = (double)at - points->centre[k];
