@@ -336,11 +336,11 @@ def test_guidance_where_only_a_class_has_no_variance(variant):
 def test_leaving_out_is_a_field_without(variant, model, dtype):
     s = Setting(variant, model, dtype)
     exclude = np.array([0, 1, 3, 3, 20, N - 1, 17])  # 3 has no weight
+    others = [np.delete(np.arange(N), left_out) for left_out in exclude]
+    without = [s.of(index) for index in others]
     for t in TIMES:
         got = all_of(s.field, s.x, t, s.u, exclude=exclude)
-        for i, left_out in enumerate(exclude):
-            index = np.delete(np.arange(N), left_out)
-            alone = s.of(index)
+        for i, (left_out, index, alone) in enumerate(zip(exclude, others, without, strict=True)):
             want = placed(all_of(alone, s.x[i : i + 1], t, s.u[i : i + 1]), index)
             s.close({name: value[i : i + 1] for name, value in got.items()}, want)
             assert got["weights"][i, left_out] == 0.0
