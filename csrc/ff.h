@@ -76,7 +76,7 @@ typedef struct {
 
 /* Where results go. Vectors are (count, size) in the dtype of the queries, the rest (count). What stands on one line
    comes together, and may be NULL; what speaks of gamma_j comes only where the points have variances of their own, and
-   then it must. Everything below the second line needs the second. Cov is the covariance over points under the
+   then it must. From gain to gain_product everything needs the second line. Cov is the covariance over points under the
    posterior weights. */
 typedef struct {
     double *log_total;
@@ -89,9 +89,9 @@ typedef struct {
     double *tilt;                         /* with direction: E[psi_j] */
     void *mean_product;                   /* with direction: Cov(mu_j, psi_j) */
     void *gained_product, *gain_product;  /* with direction: Cov(gamma_j r_j, psi_j), E[gamma_j] u */
-    /* of_residual E[r_j] + of_mean E[mu_j] of the two as they would be stored, in the arithmetic of the dtype; alone, or
-       with them. Factors are given as coefficients are. Only where all points share one variance, without direction and
-       trace. */
+    /* of_residual E[r_j] + of_mean E[mu_j] of the two as they would be stored, in the arithmetic of the dtype; with them, or
+       alone. Factors are given as coefficients are, of_mean or NULL for none. Only where all points share one variance,
+       without direction and trace. */
     void *combination;
     const double *of_mean, *of_residual;
 } ff_moments;

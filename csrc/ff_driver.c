@@ -373,7 +373,7 @@ static int valid_results(const ff_points *points, const ff_queries *queries, con
     if ((result->trace || tangent) && !result->mean) return 0;
     if (tangent && !(queries->residual_factor && queries->gained_factor && queries->mean_factor)) return 0;
     /* Only what the kernels of the first order write is combined, and only where residuals are alike. */
-    if (result->combination && (!result->of_mean || !result->of_residual || differ || tangent || result->trace)) return 0;
+    if (result->combination && (!result->of_residual || differ || tangent || result->trace)) return 0;
     const int gain = differ && result->mean, traces = differ && result->trace, products = differ && tangent;
     return gain == !!result->gain && gain == !!result->gained && traces == !!result->cross &&
            traces == !!result->gained_trace && tangent == !!result->tilt && tangent == !!result->mean_product &&

@@ -147,7 +147,7 @@ def _applied(pair: Pair, u: np.ndarray, moments: Moments) -> np.ndarray:
     return result
 
 
-def velocity_of(moments: Moments, path: Path, model: Model) -> np.ndarray:
+def _velocity(moments: Moments, path: Path, model: Model) -> np.ndarray:
     """`v = alpha' m_i + sum_j w_j (v_j - alpha' m_i)` (Fan 14, 46; Gao 3.2)."""
     velocity = _velocities(path).average(moments)
     if model.source_mean is not None:
@@ -235,7 +235,7 @@ def _velocity_covariance(moments: Moments, u: np.ndarray, path: Path, model: Mod
 
 
 QUANTITIES: dict[str, Quantity] = {
-    "velocity": Quantity(velocity_of, mean=True, kind="vector"),
+    "velocity": Quantity(_velocity, mean=True, kind="vector"),
     "target_mean": Quantity(_target_mean, mean=True, kind="vector"),
     "source_mean": Quantity(_source_mean, mean=True, kind="vector"),
     "score": Quantity(_score, mean=True, regular=True, kind="covector"),

@@ -43,8 +43,12 @@ def native_field(part: Part, schedule: Schedule, event_shape: tuple[int, ...]) -
 def velocity_at(
     part: Part, schedule: Schedule, event_shape: tuple[int, ...], backend: str
 ) -> Callable[[Any, Any], np.ndarray | None]:
-    """The function of x and t that gives the velocity of a part, or None where the general way is to be taken."""
-    if backend != "native":
+    """The function of x and t that gives the velocity of a part, or None where the general way is to be taken.
+
+    That is always so for backends without C, whose calls cost more than what is saved, and for schedules that are not
+    this package's: what those say is asked for, and checked, in each call.
+    """
+    if backend != "native" or type(schedule).__module__ != Schedule.__module__:
         return _never
     try:
         return native_field(part, schedule, event_shape).velocity

@@ -92,8 +92,12 @@ int ff_field_velocity(const ff_field *field, const ff_times *times, const void *
     const ff_queries queries = queries_at(times, x, dtype, count);
     double few[FEW_NUMBERS], *log_total = count <= FEW_NUMBERS ? few : malloc((size_t)count * sizeof *log_total);
     if (!log_total) return FF_NO_MEMORY;
-    const ff_moments moments = {
-        .log_total = log_total, .combination = result, .of_mean = times->d_beta, .of_residual = times->rate};
+    /* A factor of zero at a time for all queries leaves the mean out, which may be infinite (VE, and where t is an end). */
+    const int no_mean = times->count == 1 && times->d_beta[0] == 0.0;
+    const ff_moments moments = {.log_total = log_total,
+                                .combination = result,
+                                .of_mean = no_mean ? NULL : times->d_beta,
+                                .of_residual = times->rate};
     const int status = ff_points_moments(field->points, &queries, &moments, num_threads);
     if (log_total != few) free(log_total);
     for (int64_t k = 0; !status && field->source_mean && k < count; k++)

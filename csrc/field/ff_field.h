@@ -1,4 +1,4 @@
-/* A field as callers without Python evaluate it, and small calls of Python's own: its points, which share one variance and
+/* A field as callers without Python evaluate it, and plain calls of Python's own: its points, which share one variance and
    have no covariance, its numbers, and its schedule as a program.
 
    The formulas are those of fastflow/path.py and quantities.py, in the same order: results are those of the Python

@@ -1,5 +1,6 @@
 /* What the kernels of one instruction set share. Everything is static: no code of a higher instruction set can be
    merged by the linker with that of a lower one. */
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -249,18 +250,34 @@ static inline void store_results(const ff_queries *queries, void *to, int64_t at
         for (int64_t k = 0; k < count; k++) ((double *)to)[at + k] = values[k];
 }
 
+/* factor value in float32, of a factor that it may not hold. */
+static inline float narrow_product(double factor, float value) {
+    return fabs(factor) > FLT_MAX && fabs(factor) < INFINITY ? (float)(factor * (double)value) : (float)factor * value;
+}
+
 /* The combination that is asked for, of means and residuals as they would be stored, in the arithmetic of their dtype. */
 static inline void store_combination(const ff_job *job, int64_t query, int64_t at, const double *restrict mean,
                                      const double *restrict residual, int64_t count) {
     const ff_moments *result = job->result;
-    const double of_mean = result->of_mean[query * job->queries->stride];
-    const double of_residual = result->of_residual[query * job->queries->stride];
-    if (job->queries->dtype == FF_FLOAT32)
-        for (int64_t k = 0; k < count; k++)
-            ((float *)result->combination)[at + k] = (float)of_residual * (float)residual[k] + (float)of_mean * (float)mean[k];
-    else
-        for (int64_t k = 0; k < count; k++)
-            ((double *)result->combination)[at + k] = of_residual * residual[k] + of_mean * mean[k];
+    const int64_t i = query * job->queries->stride;
+    const double of_residual = result->of_residual[i], of_mean = result->of_mean ? result->of_mean[i] : 0.0;
+    const int is_wide = fabs(of_residual) > FLT_MAX || fabs(of_mean) > FLT_MAX;
+    if (job->queries->dtype == FF_FLOAT32) {
+        float *to = (float *)result->combination + at;
+        const float r = (float)of_residual, m = (float)of_mean;
+        if (is_wide)
+            for (int64_t k = 0; k < count; k++) to[k] = narrow_product(of_residual, (float)residual[k]);
+        else
+            for (int64_t k = 0; k < count; k++) to[k] = r * (float)residual[k];
+        if (result->of_mean && is_wide)
+            for (int64_t k = 0; k < count; k++) to[k] += narrow_product(of_mean, (float)mean[k]);
+        else if (result->of_mean)
+            for (int64_t k = 0; k < count; k++) to[k] += m * (float)mean[k];
+    } else {
+        double *to = (double *)result->combination + at;
+        for (int64_t k = 0; k < count; k++) to[k] = of_residual * residual[k];
+        for (int64_t k = 0; result->of_mean && k < count; k++) to[k] += of_mean * mean[k];
+    }
 }
 
 /* Of one query, whose sums lie `lanes` apart from `sum` on: the vectors of its moments, dimensions k..k+count-1. */

@@ -3,6 +3,7 @@
 
 from dataclasses import replace
 
+from cpython.float cimport PyFloat_CheckExact
 from cpython.pycapsule cimport PyCapsule_New
 from cpython.ref cimport PyObject
 from libc.math cimport fabs
@@ -132,6 +133,7 @@ cdef void *_pointer(cnp.ndarray array):
 
 
 @cython.final
+@cython.no_gc_clear  # what C points into outlives the handle
 cdef class Native:
     """A data set in the hands of the C library. Holds what the library points into."""
 
@@ -299,7 +301,7 @@ cdef class Program:
         return tuple(outputs[k] for k in range(5))
 
 
-# Values and factors below this are finite, and far from what could overflow on the way to a velocity.
+# Values and factors up to this are finite, and far from what could overflow on the way to a velocity.
 cdef double _MODERATE = 1e15
 
 
@@ -317,12 +319,13 @@ cdef bint _is_moderate(const ff_field *field, const ff_times *times) noexcept no
     cdef int64_t k
     cdef bint moderate = not times.singular
     for k in range(times.count):
-        moderate &= fabs(times.rate[k]) < _MODERATE and fabs(times.d_beta[k]) < _MODERATE
-        moderate &= field.source_mean == NULL or fabs(times.d_alpha[k]) < _MODERATE
+        moderate &= fabs(times.rate[k]) <= _MODERATE and fabs(times.d_beta[k]) <= _MODERATE
+        moderate &= field.source_mean == NULL or fabs(times.d_alpha[k]) <= _MODERATE
     return moderate
 
 
 @cython.final
+@cython.no_gc_clear  # likewise
 cdef class Field:
     """A data set whose points share one variance, with its schedule: all that C needs to evaluate the velocity."""
 
@@ -363,7 +366,7 @@ cdef class Field:
         cdef double time = 0.0
         cdef void *t_values = &time
         cdef ff_dtype t_dtype = FF_FLOAT64
-        if isinstance(t, float):
+        if PyFloat_CheckExact(t) or type(t) is np.float64:
             time = t
         elif _is_plain(t):
             times_given = cnp.PyArray_SIZE(t)
@@ -413,6 +416,7 @@ XLA_HANDLERS = {
 
 
 @cython.final
+@cython.no_gc_clear  # the field outlives its withdrawal
 cdef class Published:
     """A field that the handlers of XLA know by a number, for as long as this object lives."""
 
