@@ -63,7 +63,8 @@ def _path(schedule: Schedule, t: float | np.ndarray) -> _Path:
     if nothing.any():
         index = int(np.argmax(nothing))
         raise ValueError(
-            f"schedule {schedule.name!r} has alpha = beta = 0 at {_time(t, index)}; accepted is one with a path there"
+            f"schedule {schedules.name_of(schedule)!r} has alpha = beta = 0 at {_time(t, index)}; "
+            "accepted is one with a path there"
         )
     return _Path(
         alpha,
@@ -217,7 +218,7 @@ def _factors(
         alpha, beta, d_alpha, d_beta = (float(np.atleast_1d(field)[index]) for field in path[:4])
         raise ValueError(
             f"wanted is {wanted!r}, which given {given!r} does not determine at {_time(t, index)} of schedule "
-            f"{schedule.name!r}, where alpha = {alpha:g}, beta = {beta:g}, alpha' = {d_alpha:g} and "
+            f"{schedules.name_of(schedule)!r}, where alpha = {alpha:g}, beta = {beta:g}, alpha' = {d_alpha:g} and "
             f"beta' = {d_beta:g}; accepted are times at which {rule.divisor} is not 0 and alpha' is finite"
         )
     return factors

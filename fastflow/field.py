@@ -918,8 +918,8 @@ class VelocityField:
     def _require_bounded(self, path: Path) -> None:
         if self._model.source_mean is not None and not np.all(np.isfinite(path.d_alpha)):
             raise ValueError(
-                f"the velocity of schedule {self.schedule.name} with non-zero source_mean is unbounded at t = 1; "
-                "accepted is t < 1"
+                f"the velocity of schedule {schedules.name_of(self.schedule)} with non-zero source_mean is unbounded "
+                "at t = 1; accepted is t < 1"
             )
 
     @_quiet

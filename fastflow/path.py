@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ._arrays import LARGEST_FACTOR, SMALLEST_COMPONENT, shown
-from .schedules import Coefficients, Schedule
+from .schedules import Coefficients, Schedule, name_of
 
 # Stands in for D where D = 0 (t = 1 without target variance). The weights then come out as nearly their limit, the
 # nearest data point: distances that differ in the last bit of a float64 differ in the exponent by far more than the 745
@@ -131,7 +131,7 @@ def coefficients_at(schedule: Schedule, t: float | np.ndarray) -> Coefficients:
 
 
 def _named(schedule: Schedule) -> str:
-    return f"schedule {getattr(schedule, 'name', type(schedule).__name__)!r}"
+    return f"schedule {name_of(schedule)!r}"
 
 
 def _refuse(schedule: Schedule, table: np.ndarray, t: float | np.ndarray) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from .schedules import Schedule, _Functions
+from .schedules import Schedule, _Functions, name_of
 
 
 class Program(NamedTuple):
@@ -31,20 +31,16 @@ class NotRecordable(TypeError):
     """The schedule is no formula, and can only be called."""
 
 
-def _name(schedule: Schedule) -> str:
-    return repr(getattr(schedule, "name", type(schedule).__name__))
-
-
 def recorded(schedule: Schedule) -> Program:
     """The formula of a schedule. Raises NotRecordable, saying why, where there is none that can be recorded."""
     if type(schedule).__call__ is not Schedule.__call__:
-        raise NotRecordable(f"schedule {_name(schedule)} is given by functions, not by a formula")
+        raise NotRecordable(f"schedule {name_of(schedule)!r} is given by functions, not by a formula")
     tape = _Tape()
     try:
         found = schedule._five(schedule._formula(_Value(tape, "t"), _Value(tape, "s"), tape.functions()))
         outputs = [tape.value(number) for number in found]
     except Exception as error:  # whatever a formula of the caller's does with a symbol
-        raise NotRecordable(f"the formula of schedule {_name(schedule)} cannot be recorded: {error}") from error
+        raise NotRecordable(f"the formula of schedule {name_of(schedule)!r} cannot be recorded: {error}") from error
     return tape.program(outputs)
 
 

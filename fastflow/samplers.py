@@ -27,6 +27,7 @@ from . import _arrays, stochastic
 from ._optional import require
 from .marginal import around, choose
 from .path import path_at
+from .schedules import name_of
 
 if TYPE_CHECKING:
     from .field import VelocityField
@@ -491,6 +492,6 @@ def _no_start(field: VelocityField, t: float) -> str:
     else:
         why, cure = "the velocity is unbounded", "or a field with source_mean 0"
     return (
-        f"the flow of schedule {field.schedule.name!r} cannot start from or pass through t = {t:g}, where {why}; "
+        f"the flow of schedule {name_of(field.schedule)!r} cannot start from or pass through t = {t:g}, where {why}; "
         f"accepted is a time slightly off it (1e-3 is a good distance), {cure}"
     )

@@ -586,6 +586,11 @@ class Custom(Schedule):
         return f"Custom schedule {self.name!r}: {label}({t!r})"
 
 
+def name_of(schedule: Schedule) -> str:
+    """What messages call a schedule: its name, or that of its class where the class gives none."""
+    return getattr(schedule, "name", type(schedule).__name__)
+
+
 # --- by name -----------------------------------------------------------------------------------
 
 # Schedules are immutable, so one instance of each can be shared.

@@ -37,6 +37,7 @@ from . import _arrays, samplers
 from .marginal import around, choose, own_variances
 from .moments import Moments
 from .path import Variances
+from .schedules import name_of
 
 if TYPE_CHECKING:
     from .backends import Points, Want
@@ -284,7 +285,9 @@ def cfm_loss_floor(
     path = field._path(times, part)
     field._require_regular("cfm_loss_floor", path)
     if np.any(~np.isfinite(path.d_alpha)):
-        raise ValueError(f"the loss floor of schedule {field.schedule.name} is infinite at t = 1; accepted is t < 1")
+        raise ValueError(
+            f"the loss floor of schedule {name_of(field.schedule)} is infinite at t = 1; accepted is t < 1"
+        )
     variances = _drawn_variances(field, np.repeat(times, num_samples), rng, label, batch_size)
     variances = variances.reshape(len(times), num_samples)
     value, error = variances.mean(axis=1), variances.std(axis=1, ddof=1) / math.sqrt(num_samples)
@@ -319,8 +322,8 @@ def _require_integrable(field: VelocityField, part: Part) -> None:
     largest = target if isinstance(target, float) else target.largest
     if largest > 0.0 and not math.isfinite(field.schedule(1.0).d_alpha):
         raise ValueError(
-            f"the integral of the loss floor of schedule {field.schedule.name} diverges at t = 1 with variance > 0; "
-            "accepted are times t < 1, or a field with variance 0"
+            f"the integral of the loss floor of schedule {name_of(field.schedule)} diverges at t = 1 with variance > 0"
+            "; accepted are times t < 1, or a field with variance 0"
         )
 
 

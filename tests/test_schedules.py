@@ -12,6 +12,7 @@ import mpmath
 import numpy as np
 import pytest
 
+import fastflow as ff
 from fastflow import schedules
 from fastflow.schedules import (
     VE,
@@ -264,6 +265,19 @@ def test_all_lists_the_public_names():
         assert hasattr(schedules, name)
     own = {cls.__name__ for cls in Schedule.__subclasses__() if cls.__module__ == Schedule.__module__}
     assert own and own <= set(schedules.__all__)
+
+
+def test_what_messages_call_a_schedule():
+    """Of a class that gives no name, that of the class: a message must not end in another error."""
+
+    class Nameless(Schedule):
+        def __call__(self, t):
+            return schedules.Coefficients(1.0 - t, t, -np.inf if t == 1.0 else -1.0, 1.0, t - 1.0)
+
+    assert schedules.name_of(Linear()) == "linear" and schedules.name_of(Nameless()) == "Nameless"
+    field = ff.VelocityField(np.eye(2), schedule=Nameless(), source_mean=1.0, backend="numpy")
+    with pytest.raises(ValueError, match="velocity of schedule Nameless with non-zero source_mean is unbounded"):
+        field(np.ones((1, 2)), 1.0)
 
 
 def test_unknown_name_lists_the_known_ones():

@@ -6,11 +6,7 @@
 
 /* The bounds of fastflow/_arrays.py and path.py. */
 static const double LARGEST_FACTOR = 1e10, LARGEST_SLOPE = 1e150;
-static const double SMALLEST_COMPONENT = 1e-115, SINGULAR_VARIANCE = 1e-120;
-
-static double value_at(const void *values, ff_dtype dtype, int64_t i) {
-    return dtype == FF_FLOAT32 ? (double)((const float *)values)[i] : ((const double *)values)[i];
-}
+static const double SINGULAR_VARIANCE = 1e-120;
 
 /* Whether all are within: a loop without an exit, of many values at a time. */
 static int all_within(double largest, const void *values, ff_dtype dtype, int64_t count) {
@@ -28,7 +24,7 @@ static int all_within(double largest, const void *values, ff_dtype dtype, int64_
 int64_t ff_first_beyond(double largest, const void *values, ff_dtype dtype, int64_t count) {
     if (all_within(largest, values, dtype, count)) return -1;
     int64_t i = 0;
-    while (i < count - 1 && fabs(value_at(values, dtype, i)) <= largest) i++;
+    while (i < count - 1 && fabs(ff_number_at(values, dtype, i)) <= largest) i++;
     return i;
 }
 
@@ -38,7 +34,7 @@ static ff_time_fault fault_of(double t, const double c[FF_PROGRAM_OUTPUTS], doub
     if (!(fabs(alpha) <= LARGEST_FACTOR && fabs(beta) <= LARGEST_FACTOR && d_alpha == d_alpha &&
           fabs(d_beta) <= LARGEST_SLOPE && fabs(product) <= LARGEST_SLOPE))
         return FF_TIME_SCHEDULE;
-    if (!(variance >= SMALLEST_COMPONENT) && (variance != 0.0 || beta * beta == 0.0)) return FF_TIME_NARROW;
+    if (!(variance >= FF_SMALLEST_COMPONENT) && (variance != 0.0 || beta * beta == 0.0)) return FF_TIME_NARROW;
     return FF_TIME_SERVED;
 }
 
@@ -47,7 +43,7 @@ int ff_field_times(const ff_field *field, const void *t, ff_dtype dtype, int64_t
     *result = (ff_times){count,      memory,     memory + count, memory + 2 * count, memory + 3 * count, memory + 4 * count,
                          memory + 5 * count, 0};
     for (int64_t k = 0; k < count; k++) {
-        const double time = value_at(t, dtype, k);
+        const double time = ff_number_at(t, dtype, k);
         double s[FF_PROGRAM_OUTPUTS];
         ff_program_run(&field->schedule, time, s);
         const double alpha = s[0], beta = s[1], d_beta = s[3];

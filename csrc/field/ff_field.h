@@ -17,8 +17,14 @@ typedef struct {
     ff_program schedule;
 } ff_field;
 
-/* The largest value of a query or a direction (LARGEST of fastflow/_arrays.py). */
-static const double FF_LARGEST_VALUE = 1e70;
+/* The largest value of a query or a direction, and the smallest variance of a component that is not zero (LARGEST and
+   SMALLEST_COMPONENT of fastflow/_arrays.py). */
+static const double FF_LARGEST_VALUE = 1e70, FF_SMALLEST_COMPONENT = 1e-115;
+
+/* A number of an array of FF_FLOAT32 or FF_FLOAT64. */
+static inline double ff_number_at(const void *values, ff_dtype dtype, int64_t i) {
+    return dtype == FF_FLOAT32 ? (double)((const float *)values)[i] : ((const double *)values)[i];
+}
 
 /* The first of some values that is not at most `largest` in magnitude, or is NaN; -1 where there is none. */
 int64_t ff_first_beyond(double largest, const void *values, ff_dtype dtype, int64_t count);

@@ -261,18 +261,10 @@ static inline void store_combination(const ff_job *job, int64_t query, int64_t a
     const ff_moments *result = job->result;
     const int64_t i = query * job->queries->stride;
     const double of_residual = result->of_residual[i], of_mean = result->of_mean ? result->of_mean[i] : 0.0;
-    const int is_wide = fabs(of_residual) > FLT_MAX || fabs(of_mean) > FLT_MAX;
     if (job->queries->dtype == FF_FLOAT32) {
         float *to = (float *)result->combination + at;
-        const float r = (float)of_residual, m = (float)of_mean;
-        if (is_wide)
-            for (int64_t k = 0; k < count; k++) to[k] = narrow_product(of_residual, (float)residual[k]);
-        else
-            for (int64_t k = 0; k < count; k++) to[k] = r * (float)residual[k];
-        if (result->of_mean && is_wide)
-            for (int64_t k = 0; k < count; k++) to[k] += narrow_product(of_mean, (float)mean[k]);
-        else if (result->of_mean)
-            for (int64_t k = 0; k < count; k++) to[k] += m * (float)mean[k];
+        for (int64_t k = 0; k < count; k++) to[k] = narrow_product(of_residual, (float)residual[k]);
+        for (int64_t k = 0; result->of_mean && k < count; k++) to[k] += narrow_product(of_mean, (float)mean[k]);
     } else {
         double *to = (double *)result->combination + at;
         for (int64_t k = 0; k < count; k++) to[k] = of_residual * residual[k];

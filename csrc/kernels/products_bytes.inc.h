@@ -22,8 +22,8 @@ enum {
 
    Four registers of products and four of factors: a register is not free to be loaded before the product that reads it has
    begun, so with six and two, which load a sixth more for each product, products and loads wait for each other. Cycles of a
-   product with all 16 threads at work on a Xeon whose threads share its matrix units in pairs (31 without any loads):
-   64 by six and two; 54 where they also fetch the next step; 61 by four and four; 49 with fetching. */
+   product, of these loops alone, with all 16 threads at work on a Xeon whose threads share its matrix units in pairs (31
+   without any loads): 64 by six and two; 54 where they also fetch the next step; 61 by four and four; 49 with fetching. */
 static inline __attribute__((always_inline)) void NAME_S(multiply_two)(const unsigned char *y, const unsigned char *const pieces[2],
                                                                          int64_t steps, const int32_t *const from[2],
                                                                          int32_t *const products[2], int pieces_are_rows) {

@@ -140,8 +140,7 @@ static int check_values(const char *name, const void *values, const request *r, 
     if (i < 0) return 1;
     return fail(failed, FF_XLA_INVALID_ARGUMENT,
                 "fastflow: %s holds %g, in query %lld; every value of %s must be finite, and at most %g in magnitude", name,
-                r->dtype == FF_FLOAT32 ? (double)((const float *)values)[i] : ((const double *)values)[i],
-                (long long)(i / r->size), name, FF_LARGEST_VALUE);
+                ff_number_at(values, r->dtype, i), (long long)(i / r->size), name, FF_LARGEST_VALUE);
 }
 
 static int at_times(const request *r, const ff_field *field, ff_times *times, double *memory, failure *failed) {
@@ -158,8 +157,8 @@ static int at_times(const request *r, const ff_field *field, ff_times *times, do
         default:
             return fail(failed, FF_XLA_INVALID_ARGUMENT,
                         "fastflow: the schedule leaves a component the variance %g at t = %.17g; accepted is 0, or at "
-                        "least 1e-115",
-                        bad.variance, bad.t);
+                        "least %g",
+                        bad.variance, bad.t, FF_SMALLEST_COMPONENT);
     }
 }
 
