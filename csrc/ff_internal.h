@@ -138,14 +138,16 @@ typedef struct ff_target {
 #include FF_TARGETS
 #undef FF_TARGET
 
-/* Cache-line aligned, so that no vector load of a tile straddles two lines. */
-#define FF_ALIGN 64
+enum { FF_LINE = 64 /* bytes of a cache line */ };
+/* Aligned to lines, so that no vector load of a tile straddles two. */
+#define FF_ALIGN FF_LINE
 static inline size_t ff_aligned(size_t bytes) { return (bytes + FF_ALIGN - 1) / FF_ALIGN * FF_ALIGN; }
 static inline int64_t ff_min(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t ff_max(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t ff_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 #define FF_UNROLL _Pragma("GCC unroll 16")
+#define FF_UNROLL_STEPS _Pragma("GCC unroll 6")
 
 /* ff_cpu.c */
 int ff_cpu_runs(const char *isa);

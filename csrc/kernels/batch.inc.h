@@ -614,7 +614,9 @@ static void NAME_ST(batch_compute)(const ff_job *job, int64_t start, int64_t sto
     for (int64_t first = start; first < stop; first += most) {
         const int64_t points = ff_min(most, stop - first);
         NAME_ST(batch_begin)(job, s, first, points);
-        NAME_ST(batch_dots)(job->points, first, points, s->tile, queries, panels, s->logit);
+        ff_ahead ahead = NAME_ST(batch_ahead)(job->points, first + points, ff_min(first + 2 * points, stop), panels,
+                                             job->want_mean * (1 + job->pointwise));
+        NAME_ST(batch_dots)(job->points, first, points, s->tile, queries, panels, s->logit, &ahead);
         for (int64_t panel = 0; panel < panels; panel++) {
             const int64_t lanes = ff_min(LANES, count - panel * LANES);
             NAME_ST(batch_weigh)(job, s, first, points, query, panel, lanes);
@@ -622,7 +624,7 @@ static void NAME_ST(batch_compute)(const ff_job *job, int64_t start, int64_t sto
         }
         for (int64_t family = 0; job->want_mean && family <= job->pointwise; family++)
             NAME_ST(batch_sums)(job->points, first, points, s->tile, panels, s->computed, family ? s->gained : s->logit,
-                                family ? NAME_ST(batch_gained_sums)(job, s) : s->sum, first > start);
+                                family ? NAME_ST(batch_gained_sums)(job, s) : s->sum, first > start, &ahead);
     }
 }
 

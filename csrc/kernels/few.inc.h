@@ -10,8 +10,7 @@ enum {
     FEW_STRIP = 32 * 1024, /* bytes of a strip: it stays in the first-level cache */
     /* Bytes from what is read to what is fetched meanwhile, a quarter of a page: it starts the processor's own fetching
        of the next page early. Twice as far was slower (Zen 3), half as far as fast. */
-    FEW_AHEAD = 1024,
-    FF_LINE = 64 /* bytes of a cache line */
+    FEW_AHEAD = 1024
 };
 
 /* What the kernel makes of a query, once: its treatment, e, and q in the compute type; the centre, likewise, is one row for

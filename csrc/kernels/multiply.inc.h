@@ -6,28 +6,53 @@
 /* 6 x 2 vectors of sums leave 4 of 16 registers, and 12 x 2 8 of 32, where 6 x 2 reached two thirds of the speed of 12 x 2
    (Xeon with AVX-512). Numbers of rows are multiples of FF_ROWS. */
 enum { FF_ROWS = 6, FF_TALL = VECTOR_REGISTERS / 32 * 6 + 6 };
+
+/* Where row, or step, i of a factor lies: at i % FF_TALL * each + i / FF_TALL * group. */
+typedef struct {
+    int64_t each, group;
+} ff_stride;
+static inline ff_stride ff_evenly(int64_t each) { return (ff_stride){each, FF_TALL * each}; }
+
+/* Memory that will be read some time later: each block of rows of a product fetches some lines of it. */
+typedef struct {
+    const char *at, *end;
+    int64_t lines;
+} ff_ahead;
+static inline void ff_fetch(ff_ahead *ahead) {
+    for (int64_t line = 0; line < ahead->lines && ahead->at < ahead->end; line++, ahead->at += FF_LINE)
+        __builtin_prefetch(ahead->at, 0, 1); /* not into the first-level cache */
+}
 #endif
 
 enum { NAME_T(LANES) = 2 * FF_LANES_T };
 #define LANES NAME_T(LANES)
 
+/* sum[i] += y[i] q of one step: `rows` elements of y, `stride` apart, times two vectors of queries. */
+static inline __attribute__((always_inline)) void NAME_T(multiply_step)(const FF_TT *y, int64_t stride, const FF_TT *q,
+                                                                          TV sum[][2], int rows) {
+    const TV q0 = T(load)(q), q1 = T(load)(q + LANES / 2);
+    FF_UNROLL
+    for (int i = 0; i < rows; i++) {
+        const TV yi = T(set1)(y[i * stride]);
+        sum[i][0] = T(fma)(yi, q0, sum[i][0]);
+        sum[i][1] = T(fma)(yi, q1, sum[i][1]);
+    }
+}
+
 /* `rows` <= FF_TALL of the product below, known when this is compiled. */
 static inline __attribute__((always_inline)) void NAME_T(multiply_rows)(const FF_TT *y, int64_t row_stride,
-                                                                          int64_t step_stride, const FF_TT *q,
-                                                                          int64_t steps, FF_TT *out, int add, int rows) {
+                                                                          ff_stride of_steps, const FF_TT *q, int64_t steps,
+                                                                          FF_TT *out, int add, int rows) {
     enum { L = LANES / 2 };
     TV sum[FF_TALL][2];
     FF_UNROLL
     for (int i = 0; i < rows; i++) sum[i][0] = sum[i][1] = T(set1)(0);
-    for (int64_t step = 0; step < steps; step++) {
-        const TV q0 = T(load)(q + step * LANES), q1 = T(load)(q + step * LANES + L);
-        FF_UNROLL
-        for (int i = 0; i < rows; i++) {
-            const TV yi = T(set1)(y[i * row_stride + step * step_stride]);
-            sum[i][0] = T(fma)(yi, q0, sum[i][0]);
-            sum[i][1] = T(fma)(yi, q1, sum[i][1]);
-        }
-    }
+    for (; steps >= FF_TALL; steps -= FF_TALL, y += of_steps.group, q += FF_TALL * LANES)
+        FF_UNROLL_STEPS
+        for (int step = 0; step < FF_TALL; step++)
+            NAME_T(multiply_step)(y + step * of_steps.each, row_stride, q + step * LANES, sum, rows);
+    for (int64_t step = 0; step < steps; step++)
+        NAME_T(multiply_step)(y + step * of_steps.each, row_stride, q + step * LANES, sum, rows);
     FF_UNROLL
     for (int i = 0; i < rows; i++) {
         FF_TT *to = out + i * LANES;
@@ -36,16 +61,18 @@ static inline __attribute__((always_inline)) void NAME_T(multiply_rows)(const FF
     }
 }
 
-/* out[i][lane] = sum over steps of y[i row_stride + step step_stride] q[step][lane], or that added to out, for `count`
-   rows i, or up to FF_ROWS - 1 more. */
-static inline __attribute__((always_inline)) void NAME_T(multiply)(const FF_TT *y, int64_t row_stride,
-                                                                     int64_t step_stride, const FF_TT *q,
-                                                                     int64_t steps, FF_TT *out, int add, int64_t count) {
+/* out[i][lane] = sum over steps of y[row i, step] q[step][lane], or that added to out, for `count` rows i, or up to
+   FF_ROWS - 1 more. Unless `ahead` is NULL, some of it is fetched meanwhile. */
+static inline __attribute__((always_inline)) void NAME_T(multiply)(const FF_TT *y, ff_stride of_rows, ff_stride of_steps,
+                                                                     const FF_TT *q, int64_t steps, FF_TT *out, int add,
+                                                                     int64_t count, ff_ahead *ahead) {
     int64_t i = 0;
-    for (; i + FF_TALL <= ff_ceil_div(count, FF_ROWS) * FF_ROWS; i += FF_TALL)
-        NAME_T(multiply_rows)(y + i * row_stride, row_stride, step_stride, q, steps, out + i * LANES, add, FF_TALL);
-    for (; i < count; i += FF_ROWS)
-        NAME_T(multiply_rows)(y + i * row_stride, row_stride, step_stride, q, steps, out + i * LANES, add, FF_ROWS);
+    for (; i + FF_TALL <= ff_ceil_div(count, FF_ROWS) * FF_ROWS; i += FF_TALL, y += of_rows.group) {
+        NAME_T(multiply_rows)(y, of_rows.each, of_steps, q, steps, out + i * LANES, add, FF_TALL);
+        if (ahead) ff_fetch(ahead);
+    }
+    for (; i < count; i += FF_ROWS, y += FF_ROWS * of_rows.each)
+        NAME_T(multiply_rows)(y, of_rows.each, of_steps, q, steps, out + i * LANES, add, FF_ROWS);
 }
 
 /* Rows of lanes times a factor of each lane. Weights that would become denormal numbers, with which processors are slow,

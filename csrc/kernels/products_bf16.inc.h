@@ -121,7 +121,8 @@ static void NAME_S(points_in_pairs)(const ff_points *points, int64_t start, int6
 
 /* logit[panel][point][lane] = mu'_point . q_lane of the points start..start+count-1. */
 static void NAME_ST(batch_dots)(const ff_points *points, int64_t start, int64_t count, unsigned char *tile,
-                                const void *queries, int64_t panels, float *logit) {
+                                const void *queries, int64_t panels, float *logit, ff_ahead *ahead) {
+    (void)ahead;
     const int64_t padded = batch_padded(points->size), steps = padded / MATRIX_DEPTH, most = matrix_group(2 * padded);
     ff_bf16 *const converted = (ff_bf16 *)tile;
     MATRIX_BEGIN();
@@ -161,10 +162,11 @@ static void NAME_ST(weight_pieces)(const float *weights, int64_t count, ff_bf16 
 
 /* Sums over the points of weights[panel][point][lane] times mu', or these added, for the panels that are `computed`. */
 static void NAME_ST(batch_sums)(const ff_points *points, int64_t start, int64_t count, unsigned char *tile, int64_t panels,
-                                const unsigned char *computed, const float *weights, float *sums, int add) {
+                                const unsigned char *computed, const float *weights, float *sums, int add,
+                                ff_ahead *ahead) {
     const int64_t padded = batch_padded(points->size), steps = ff_ceil_div(count, MATRIX_DEPTH);
     ff_bf16 *const converted = (ff_bf16 *)tile, *pieces = (ff_bf16 *)(tile + matrix_points_bytes(points->size));
-    (void)add;
+    (void)add, (void)ahead;
     for (int64_t panel = 0; panel < panels; panel++)
         if (computed[panel])
             NAME_ST(weight_pieces)(weights + panel * BATCH_TILE * LANES, count,

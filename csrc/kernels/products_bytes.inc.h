@@ -148,7 +148,8 @@ static void NAME_S(points_in_rows)(const ff_points *points, int64_t start, int64
 
 /* logit[panel][point][lane] = mu'_point . q_lane of the points start..start+count-1. */
 static void NAME_ST(batch_dots)(const ff_points *points, int64_t start, int64_t count, unsigned char *tile,
-                                const void *queries, int64_t panels, float *logit) {
+                                const void *queries, int64_t panels, float *logit, ff_ahead *ahead) {
+    (void)ahead;
     const int64_t padded = batch_padded(points->size), steps = padded / DEPTH, most = matrix_group(padded);
     int32_t products[4 * PIECES * 256] __attribute__((aligned(64)));
     MATRIX_BEGIN();
@@ -245,8 +246,9 @@ static void NAME_S(points_in_fours)(const ff_points *points, int64_t start, int6
 
 /* Sums over the points of weights[panel][point][lane] times mu', for the panels that are `computed`. */
 static void NAME_ST(batch_sums)(const ff_points *points, int64_t start, int64_t count, unsigned char *tile, int64_t panels,
-                                const unsigned char *computed, const float *weights, float *sums, int add) {
-    (void)add;
+                                const unsigned char *computed, const float *weights, float *sums, int add,
+                                ff_ahead *ahead) {
+    (void)add, (void)ahead;
     const int64_t padded = batch_padded(points->size), steps = ff_ceil_div(count, DEPTH);
     unsigned char *pieces = tile + matrix_points_bytes(points->size);
     float scales[2 * BATCH_PANELS][MATRIX_ROWS];

@@ -45,6 +45,13 @@ static void NAME_ST(batch_make_tile)(const ff_points *points, int64_t start, int
     (void)points, (void)start, (void)count, (void)tile;
 }
 
+/* Nor is a tile fetched ahead: a chunk has but one. */
+static ff_ahead NAME_ST(batch_ahead)(const ff_points *points, int64_t start, int64_t stop, int64_t panels,
+                                     int64_t families) {
+    (void)points, (void)start, (void)stop, (void)panels, (void)families;
+    return (ff_ahead){NULL, NULL, 0};
+}
+
 /* Where the sums of a panel begin: [lane][k]. */
 static float *NAME_ST(batch_panel_sums)(float *sums, int64_t size, int64_t panel) {
     return sums + panel * batch_padded(size) * LANES;

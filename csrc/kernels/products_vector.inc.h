@@ -4,27 +4,27 @@
 #ifndef FF_PRODUCTS
 #define FF_PRODUCTS
 enum {
-    BATCH_SLICE = 96,     /* dimensions of a slice of the tile: short sums round less, and 6 lines fill no cache set */
+    BATCH_SLICE = 96,     /* dimensions that are multiplied at a time: short sums round less, and their queries stay near */
     BATCH_TILE = 252,     /* points of a tile at most */
     BATCH_TILES = 4,      /* tiles of a chunk at most: the state is read and written once for each chunk */
     BATCH_LEAST = 252,    /* points that a chunk has at least, where there are as many */
     BATCH_ROWS = FF_ROWS, /* which numbers of points of a tile are multiples of */
-    BATCH_PANELS = F32_LANES == 16 ? 4 : 8 /* panels of queries in a block, for which a tile is made */
+    BATCH_PANELS = F32_LANES == 16 ? 4 : 8, /* panels of queries in a block, for which a tile is made */
+    /* A tile is laid out [group of FF_TALL dimensions][point][dimension of the group]: the sums read it as one stream, and
+       the dot products as one stream for each group. Laid out by points, with dimensions side by side, the sums took a
+       tenth longer (Zen 3). It is made of so many points at a time, whose parts of a group fill cache lines. */
+    BATCH_STRIP = 8,
+    /* A group has room for whole strips, and for what the vectors of its last point may write beyond that. */
+    BATCH_GROUP = (BATCH_TILE + BATCH_STRIP - 1) / BATCH_STRIP * BATCH_STRIP * FF_TALL + 16
 };
+static const ff_stride batch_points = {FF_TALL, FF_TALL * FF_TALL}, batch_dimensions = {1, BATCH_GROUP};
 
-static int64_t batch_slices(int64_t size) { return ff_ceil_div(size, BATCH_SLICE); }
-/* Dimensions of slice `slice`, filled up with zeros to a multiple of the microkernel's rows. */
-static int64_t batch_width(int64_t size, int64_t slice) {
-    const int64_t width = ff_min(BATCH_SLICE, size - slice * BATCH_SLICE);
-    return ff_ceil_div(width, FF_ROWS) * FF_ROWS;
-}
-static int64_t batch_padded(int64_t size) { return batch_slices(size) * BATCH_SLICE; }
-static size_t batch_tile_values(int64_t size) { return BATCH_TILE * (size_t)batch_padded(size); }
+static int64_t batch_padded(int64_t size) { return ff_ceil_div(size, FF_TALL) * FF_TALL; }
+static size_t batch_tile_values(int64_t size) { return BATCH_GROUP * (size_t)(batch_padded(size) / FF_TALL); }
 #endif
 
 #define LANES NAME_T(LANES)
 
-/* Elements of a tile, laid out [slice][point][BATCH_SLICE]. */
 typedef FF_TT NAME_ST(batch_value);
 
 /* Queries in the state are in panels of this many. */
@@ -42,37 +42,51 @@ static double NAME_ST(batch_put)(const ff_points *points, void *panel, int64_t l
     return 0.0;
 }
 
-/* What the points of a chunk are to both products, made once for it. */
+/* mu' of a tile, for both products, with zeros for the dimensions that fill it up; what fills up its points is not used. */
 static void NAME_ST(batch_make_tile)(const ff_points *points, int64_t start, int64_t count, FF_TT *tile) {
-    const int64_t size = points->size, rows = ff_ceil_div(count, FF_ROWS) * FF_ROWS;
-    /* Row by row, so that memory is read as one stream. */
-    for (int64_t j = 0; j < rows; j++) {
-        const FF_STORED *row = NAME_S(row)(points, start + ff_min(j, count - 1));
-        for (int64_t slice = 0; slice < batch_slices(size); slice++) {
-            const int64_t from = slice * BATCH_SLICE, filled = j < count ? ff_min(BATCH_SLICE, size - from) : 0;
-            const FF_TT *centre = FF_CENTRE_T(points) + from;
-            FF_TT *to = tile + (slice * BATCH_TILE + j) * BATCH_SLICE;
-            int64_t k = 0;
-            for (; k + FF_LANES_T <= filled; k += FF_LANES_T)
-                T(store)(to + k, T(sub)(FF_LOAD_T(row + from + k), T(load)(centre + k)));
-            for (; k < filled; k++) to[k] = (FF_TT)VALUE(row[from + k]) - centre[k];
-            for (; k < batch_width(size, slice); k++) to[k] = 0;
-        }
+    enum { REACH = (FF_TALL + FF_LANES_T - 1) / FF_LANES_T * FF_LANES_T }; /* of the vectors of a group */
+    const int64_t size = points->size;
+    const FF_TT *centre = FF_CENTRE_T(points);
+    for (int64_t first = 0; first < count; first += BATCH_STRIP) {
+        const FF_STORED *row[BATCH_STRIP];
+        for (int j = 0; j < BATCH_STRIP; j++) row[j] = NAME_S(row)(points, start + ff_min(first + j, count - 1));
+        FF_TT *to = tile + first * FF_TALL;
+        int64_t from = 0;
+        for (; from + REACH <= size; from += FF_TALL, to += BATCH_GROUP)
+            FF_UNROLL
+            for (int j = 0; j < BATCH_STRIP; j++)
+                FF_UNROLL
+                for (int k = 0; k < FF_TALL; k += FF_LANES_T) /* what is beyond the group, the next point overwrites */
+                    T(store)(to + j * FF_TALL + k, T(sub)(FF_LOAD_T(row[j] + from + k), T(load)(centre + from + k)));
+        for (; from < size; from += FF_TALL, to += BATCH_GROUP)
+            for (int j = 0; j < BATCH_STRIP; j++)
+                for (int64_t k = from; k < from + FF_TALL; k++)
+                    to[j * FF_TALL + k - from] = k < size ? (FF_TT)VALUE(row[j][k]) - centre[k] : 0;
     }
+}
+
+/* The tile of the points start..stop-1, to be fetched while the products of one as large run: what a tile is made of then
+   comes from the caches, and that took two thirds of the time (Zen 3, where memory is slow beside the arithmetic). */
+static ff_ahead NAME_ST(batch_ahead)(const ff_points *points, int64_t start, int64_t stop, int64_t panels,
+                                     int64_t families) {
+    if (points->data.index || start >= stop) return (ff_ahead){NULL, NULL, 0};
+    const int64_t size = points->size, count = stop - start;
+    const int64_t blocks = panels * (ff_ceil_div(size, BATCH_SLICE) * (count / FF_TALL) + families * (size / FF_TALL));
+    const int64_t lines = ff_ceil_div(count * size * (int64_t)sizeof(FF_STORED), FF_LINE);
+    const FF_STORED *from = NAME_S(row)(points, start);
+    return (ff_ahead){(const char *)from, (const char *)(from + count * size), ff_ceil_div(lines, ff_max(1, blocks))};
 }
 
 /* logit[panel][point][lane] = mu'_point . q_lane of the points start..start+count-1. */
 static void NAME_ST(batch_dots)(const ff_points *points, int64_t start, int64_t count, FF_TT *tile, const void *queries,
-                                int64_t panels, FF_TT *logit) {
+                                int64_t panels, FF_TT *logit, ff_ahead *ahead) {
     (void)start;
-    const int64_t size = points->size, padded = batch_padded(size);
-    for (int64_t slice = 0; slice < batch_slices(size); slice++) {
-        const int64_t width = ff_min(BATCH_SLICE, size - slice * BATCH_SLICE);
+    const int64_t size = points->size;
+    for (int64_t from = 0; from < size; from += BATCH_SLICE, tile += BATCH_SLICE / FF_TALL * BATCH_GROUP)
         for (int64_t panel = 0; panel < panels; panel++)
-            NAME_T(multiply)(tile + slice * BATCH_TILE * BATCH_SLICE, BATCH_SLICE, 1,
-                             (const FF_TT *)queries + (panel * padded + slice * BATCH_SLICE) * LANES, width,
-                             logit + panel * BATCH_TILE * LANES, slice > 0, count);
-    }
+            NAME_T(multiply)(tile, batch_points, batch_dimensions,
+                             (const FF_TT *)queries + (panel * batch_padded(size) + from) * LANES,
+                             ff_min(BATCH_SLICE, size - from), logit + panel * BATCH_TILE * LANES, from > 0, count, ahead);
 }
 
 /* Where the sums of a panel begin: [k][lane]. */
@@ -82,16 +96,16 @@ static FF_TT *NAME_ST(batch_panel_sums)(FF_TT *sums, int64_t size, int64_t panel
 
 /* Sums over the points of weights[panel][point][lane] times mu', or these added, for the panels that are `computed`. */
 static void NAME_ST(batch_sums)(const ff_points *points, int64_t start, int64_t count, FF_TT *tile, int64_t panels,
-                                const unsigned char *computed, const FF_TT *weights, FF_TT *sums, int add) {
+                                const unsigned char *computed, const FF_TT *weights, FF_TT *sums, int add,
+                                ff_ahead *ahead) {
     (void)start;
     const int64_t size = points->size;
-    for (int64_t slice = 0; slice < batch_slices(size); slice++)
+    for (int64_t from = 0; from < size; from += BATCH_SLICE, tile += BATCH_SLICE / FF_TALL * BATCH_GROUP)
         for (int64_t panel = 0; panel < panels; panel++)
             if (computed[panel])
-                NAME_T(multiply)(tile + slice * BATCH_TILE * BATCH_SLICE, 1, BATCH_SLICE,
-                                 weights + panel * BATCH_TILE * LANES, count,
-                                 NAME_ST(batch_panel_sums)(sums, size, panel) + slice * BATCH_SLICE * LANES, add,
-                                 batch_width(size, slice));
+                NAME_T(multiply)(tile, batch_dimensions, batch_points, weights + panel * BATCH_TILE * LANES, count,
+                                 NAME_ST(batch_panel_sums)(sums, size, panel) + from * LANES, add,
+                                 ff_min(BATCH_SLICE, size - from), ahead);
 }
 
 /* Sums of a panel times a factor of each lane. */
