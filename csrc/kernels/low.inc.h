@@ -9,6 +9,7 @@ enum { LOW_SIZE = 16, LOW_BLOCK = 32 * FF_LOW_LANES };
    meets a panel in float64 at a time, so that points and logits stay in the first-level cache at size 2. */
 enum { LOW_CHUNK = 2048, LOW_TILE = 512 };
 #include "low_narrow.inc.h"
+#include "low_flat.inc.h"
 
 /* Scratch: the tile of points, the logits of a panel, the partial sums of a block. */
 typedef struct {
@@ -29,6 +30,8 @@ typedef struct {
     partial partials[LOW_BLOCK];
     low_narrow narrow;
     low_narrow_tile tile;
+    low_flat flat;
+    low_flat_tile flat_tile;
 } low_scratch;
 
 static int64_t low_chunk(const ff_points *points) {
@@ -228,15 +231,15 @@ static int64_t low_without(const ff_job *job, int64_t query, int64_t start, int6
     return without < 0 ? -1 : without - start;
 }
 
-/* One panel of queries in float64. */
-static void low_wide(const ff_job *job, int64_t start, int64_t stop, int64_t query, int lanes, low_scratch *s, double *sum,
-                     partial *partials) {
+/* One panel of queries in float64, those listed. */
+static void low_wide(const ff_job *job, int64_t start, int64_t stop, const int64_t *queries, int lanes, low_scratch *s,
+                     double *sum, partial *partials) {
     const int size = (int)job->points->size, narrow = job->queries->dtype == FF_FLOAT32;
     double shift[FF_LOW_LANES]; /* what the logits of the panel leave out */
     int far = 0;
     s->quick_log = narrow && job->queries->stride != 0 && quick_log(job);
     for (int lane = 0; lane < FF_LOW_LANES; lane++) { /* the last panel repeats its last query */
-        const int64_t at = query + ff_min(lane, lanes - 1);
+        const int64_t at = queries[ff_min(lane, lanes - 1)];
         const coefficients c = centred_query(job->points, job->queries, at, s->row);
         for (int k = 0; k < size; k++) {
             s->e[k * FF_LOW_LANES + lane] = c.is_far ? 2.0 * s->row[k] : s->row[k];
@@ -273,44 +276,85 @@ static void low_wide(const ff_job *job, int64_t start, int64_t stop, int64_t que
         partials[lane] = (partial){of[0][lane] + shift[lane], of[1][lane], of[2][lane], of[3][lane], of[4][lane]};
 }
 
-/* NARROW_LANES queries in float32, and those in float64 that need it. */
-static void low_both(const ff_job *job, int64_t start, int64_t stop, int64_t query, int64_t count, low_scratch *s,
-                     double *sum, partial *partials) {
-    const int64_t size = job->points->size, rows = job->pointwise ? 2 * size + 1 : size;
+/* Where the sums of a query of the block begin; row k is at k FF_LOW_LANES. */
+static double *low_sums(low_scratch *s, int64_t query, int64_t rows) {
+    return s->sum + query / FF_LOW_LANES * rows * FF_LOW_LANES + query % FF_LOW_LANES;
+}
+
+/* At most NARROW_LANES queries of the block that begins with `query`, those listed, in float32, and those in float64 that
+   need it. */
+static void low_both(const ff_job *job, int64_t start, int64_t stop, int64_t query, const int64_t *listed, int count,
+                     low_scratch *s) {
+    const int64_t rows = ff_rows(job);
     for (int lane = 0; lane < NARROW_LANES; lane++) {
-        const int64_t at = query + ff_min(lane, count - 1);
+        const int64_t at = query + listed[ff_min(lane, count - 1)];
         low_narrow_query(job, &s->narrow, &s->tile, lane, at, s->row);
         s->narrow.without[lane] = low_without(job, at, start, stop);
     }
     low_narrow_panel(job, &s->narrow, &s->tile, stop - start);
-    for (int64_t panel = 0; panel < count; panel += FF_LOW_LANES) {
-        const int lanes = (int)ff_min(FF_LOW_LANES, count - panel);
-        double *to = sum + panel * rows;
-        int done[FF_LOW_LANES], wide = 0;
-        for (int lane = 0; lane < lanes; lane++) {
-            done[lane] = low_narrow_finish(job, &s->narrow, (int)panel + lane, partials + panel + lane, to + lane,
-                                           FF_LOW_LANES);
-            wide |= !done[lane];
+    int64_t wide[NARROW_LANES], at[NARROW_LANES];
+    int wides = 0;
+    for (int lane = 0; lane < count; lane++) {
+        const int64_t q = listed[lane];
+        if (!low_narrow_finish(job, &s->narrow, lane, s->partials + q, low_sums(s, q, rows), FF_LOW_LANES)) {
+            wide[wides] = q;
+            at[wides++] = query + q;
         }
-        if (!wide) continue;
+    }
+    for (int first = 0; first < wides; first += FF_LOW_LANES) {
+        const int lanes = (int)ff_min(FF_LOW_LANES, wides - first);
         partial exact[FF_LOW_LANES];
-        low_wide(job, start, stop, query + panel, lanes, s, s->exact, exact);
+        low_wide(job, start, stop, at + first, lanes, s, s->exact, exact);
         for (int lane = 0; lane < lanes; lane++) {
-            if (done[lane]) continue;
-            partials[panel + lane] = exact[lane];
-            for (int64_t k = lane; job->want_mean && k < rows * FF_LOW_LANES; k += FF_LOW_LANES) to[k] = s->exact[k];
+            const int64_t q = wide[first + lane];
+            double *to = low_sums(s, q, rows);
+            s->partials[q] = exact[lane];
+            for (int64_t k = 0; job->want_mean && k < rows * FF_LOW_LANES; k += FF_LOW_LANES) to[k] = s->exact[k + lane];
         }
     }
 }
 
+/* The flat ones of a panel, those listed. */
+static void low_flat_run(const ff_job *job, int64_t points, const int64_t *listed, int count, low_scratch *s) {
+    low_flat_panel(job, &s->flat, &s->flat_tile, points);
+    for (int lane = 0; lane < count; lane++)
+        low_flat_finish(job, &s->flat, lane, s->partials + listed[lane], low_sums(s, listed[lane], ff_rows(job)), FF_LOW_LANES);
+}
+
+/* A block of float32 queries, first the flat ones, then the others: panels are of one kind, so that neither is computed in
+   vain. */
+static void low_float32(const ff_job *job, int64_t start, int64_t stop, int64_t query, int64_t count, low_scratch *s) {
+    int64_t flat[NARROW_LANES], other[LOW_BLOCK];
+    int flats = 0, others = 0;
+    low_flat_clear(&s->flat); /* some lanes of the last panel may stay idle */
+    for (int64_t q = 0; q < count; q++) {
+        int is_flat = low_may_be_flat(job);
+        if (is_flat) {
+            const coefficients c = centred_query(job->points, job->queries, query + q, s->row);
+            is_flat = low_flat_put(job, &s->flat, flats, &c, s->row, low_without(job, query + q, start, stop));
+        }
+        if (is_flat) flat[flats++] = q;
+        else other[others++] = q;
+        if (flats < NARROW_LANES) continue;
+        low_flat_run(job, stop - start, flat, flats, s);
+        flats = 0;
+    }
+    if (flats) low_flat_run(job, stop - start, flat, flats, s);
+    for (int first = 0; first < others; first += NARROW_LANES)
+        low_both(job, start, stop, query, other + first, (int)ff_min(NARROW_LANES, others - first), s);
+}
+
 static void low_compute(const ff_job *job, int64_t start, int64_t stop, int64_t query, int64_t count, void *scratch) {
     low_scratch *s = scratch;
-    const int64_t size = job->points->size, rows = job->pointwise ? 2 * size + 1 : size;
-    const int64_t step = low_is_narrow(job) ? NARROW_LANES : FF_LOW_LANES;
-    for (int64_t q = 0; q < count; q += step) {
-        const int64_t lanes = ff_min(step, count - q);
-        if (step == NARROW_LANES) low_both(job, start, stop, query + q, lanes, s, s->sum + q * rows, s->partials + q);
-        else low_wide(job, start, stop, query + q, (int)lanes, s, s->sum + q * rows, s->partials + q);
+    if (low_is_narrow(job)) {
+        low_float32(job, start, stop, query, count, s);
+        return;
+    }
+    for (int64_t q = 0; q < count; q += FF_LOW_LANES) {
+        int64_t queries[FF_LOW_LANES];
+        const int lanes = (int)ff_min(FF_LOW_LANES, count - q);
+        for (int lane = 0; lane < lanes; lane++) queries[lane] = query + q + lane;
+        low_wide(job, start, stop, queries, lanes, s, low_sums(s, q, ff_rows(job)), s->partials + q);
     }
 }
 
@@ -321,9 +365,8 @@ static void low_merge(const ff_job *job, int64_t start, int64_t stop, int64_t qu
     for (int64_t q = 0; q < count; q++) {
         double keep, add;
         merge_scalars(&job->state, query + q, s->partials + q, start == 0, &keep, &add);
-        const int64_t panel = q / FF_LOW_LANES * rows * FF_LOW_LANES + q % FF_LOW_LANES;
-        double *to = job->state.sum + query / FF_LOW_LANES * rows * FF_LOW_LANES + panel;
-        const double *from = s->sum + panel;
+        const double *from = low_sums(s, q, rows);
+        double *to = job->state.sum + query / FF_LOW_LANES * rows * FF_LOW_LANES + (from - s->sum);
         for (int64_t k = 0; k < rows * FF_LOW_LANES; k += FF_LOW_LANES)
             to[k] = (start == 0 ? 0.0 : keep * to[k]) + add * from[k];
     }
@@ -336,12 +379,14 @@ static void NAME_S(low_begin)(const ff_job *job, int64_t start, int64_t stop, vo
     const int64_t size = points->size, padded = low_narrow_padded((int)size);
     for (int64_t j = start; j < stop; j++) {
         const FF_STORED *row = NAME_S(row)(points, j);
-        float *value = s->tile.value + (j - start) * padded;
+        float *value = s->tile.value + (j - start) * padded, *offset = s->flat_tile.offset + (j - start) * padded;
         for (int64_t k = 0; k < size; k++) {
             s->point[(j - start) * size + k] = (double)VALUE(row[k]) - points->centre[k];
             value[k] = (float)VALUE(row[k]);
+            offset[k] = (float)s->point[(j - start) * size + k];
         }
-        for (int64_t k = size; k < padded; k++) value[k] = 0.0f;
+        for (int64_t k = size; k < padded; k++) value[k] = offset[k] = 0.0f;
+        s->flat_tile.square[j - start] = (float)points->square[j];
         s->log_mass[j - start] = log_mass(points, j);
     }
     if (low_is_narrow(job)) low_narrow_begin(job, start, stop, &s->tile);

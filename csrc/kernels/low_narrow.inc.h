@@ -157,6 +157,12 @@ static inline __attribute__((always_inline)) void low_narrow_logits(low_narrow *
         most[h] = f32_set1(NARROW_DEAD);
         factor[h] = PAIR_LOAD(s->factor, h);
     }
+    f32v at[LOW_SIZE][2], rest[LOW_SIZE][2]; /* by themselves: the compiler takes stores of logits to change them */
+    FF_UNROLL
+    for (int k = 0; k < size; k++) FOR_PAIR {
+            at[k][h] = PAIR_LOAD(s->at + k * NARROW_LANES, h);
+            rest[k][h] = PAIR_LOAD(s->rest + k * NARROW_LANES, h);
+        }
     for (int64_t j = 0; j < count; j++) {
         const float *value = tile->value + (from + j) * size;
         f32v distance[2] = {f32_set1(0.0f), f32_set1(0.0f)};
@@ -164,8 +170,8 @@ static inline __attribute__((always_inline)) void low_narrow_logits(low_narrow *
         for (int k = 0; k < size; k++) {
             const f32v mu = f32_set1(value[k]);
             FOR_PAIR {
-                const f32v d = f32_sub(mu, PAIR_LOAD(s->at + k * NARROW_LANES, h));
-                distance[h] = f32_fma(d, f32_add(d, PAIR_LOAD(s->rest + k * NARROW_LANES, h)), distance[h]);
+                const f32v d = f32_sub(mu, at[k][h]);
+                distance[h] = f32_fma(d, f32_add(d, rest[k][h]), distance[h]);
             }
         }
         const f32v mass = f32_set1(tile->mass[from + j]), own = f32_set1(tile->own[from + j]);
@@ -341,7 +347,6 @@ static low_narrow_logits_of *low_narrow_logits_for(int size) {
 #undef NARROW_FITS
     return low_narrow_logits_16;
 }
-#undef NARROW_SIZES
 
 /* A panel of queries over the chunk. */
 static void low_narrow_panel(const ff_job *job, low_narrow *s, const low_narrow_tile *tile, int64_t points) {

@@ -32,12 +32,15 @@ FF_AVX2_OPS(f64, pd, double, __m256d)
 static inline f32v f32_sqrt(f32v v) { return _mm256_sqrt_ps(v); }
 #undef FF_AVX2_OPS
 
-/* 2^n from the low bits of the biased integer that a sum with a large constant leaves behind */
-static inline f32v f32_power_of_two(f32v sum) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(sum), 23));
+/* e 2^n for e > 0: n is in the low bits of `sum`, where adding a large constant to it has left it, and is added to the
+   exponent of e */
+static inline f32v f32_times_power(f32v e, f32v sum) {
+    const __m256i n = _mm256_slli_epi32(_mm256_castps_si256(sum), 23);
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(e), n));
 }
-static inline f64v f64_power_of_two(f64v sum) {
-    return _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(sum), 52));
+static inline f64v f64_times_power(f64v e, f64v sum) {
+    const __m256i n = _mm256_slli_epi64(_mm256_castpd_si256(sum), 52);
+    return _mm256_castsi256_pd(_mm256_add_epi64(_mm256_castpd_si256(e), n));
 }
 /* x > 0 as m 2^n with m from 0.75 to 1.5: bits of x less bits of 0.75 hold n in their exponent field */
 static inline f64v f64_mantissa(f64v x, f64v *exponent) {

@@ -34,12 +34,15 @@ FF_AVX512_OPS(f64, pd, double, __m512d)
 static inline f32v f32_sqrt(f32v v) { return _mm512_sqrt_ps(v); }
 #undef FF_AVX512_OPS
 
-/* 2^n from the low bits of the biased integer that a sum with a large constant leaves behind */
-static inline f32v f32_power_of_two(f32v sum) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(sum), 23));
+/* e 2^n for e > 0: n is in the low bits of `sum`, where adding a large constant to it has left it, and is added to the
+   exponent of e */
+static inline f32v f32_times_power(f32v e, f32v sum) {
+    const __m512i n = _mm512_slli_epi32(_mm512_castps_si512(sum), 23);
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(e), n));
 }
-static inline f64v f64_power_of_two(f64v sum) {
-    return _mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(sum), 52));
+static inline f64v f64_times_power(f64v e, f64v sum) {
+    const __m512i n = _mm512_slli_epi64(_mm512_castpd_si512(sum), 52);
+    return _mm512_castsi512_pd(_mm512_add_epi64(_mm512_castpd_si512(e), n));
 }
 /* x > 0 as m 2^n with m from 0.75 to 1.5: bits of x less bits of 0.75 hold n in their exponent field */
 static inline f64v f64_mantissa(f64v x, f64v *exponent) {

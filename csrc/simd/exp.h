@@ -5,14 +5,14 @@
    x = n ln 2 + r with |r| <= ln(2)/2; exp(r) = 1 + r + r^2 q(r). The coefficients of q are the Chebyshev
    interpolants of (exp(r) - 1 - r) / r^2 on that interval, computed with 40 digits; the largest relative error of
    exp(r) that they leave is 1.0e-8 (float32, degree 4) and 1.7e-17 (float64, degree 9), below rounding. Adding
-   1.5 * 2^(bits of the significand) rounds x / ln 2 to an integer in the low bits of the sum, and with the exponent's
-   bias added too, those bits are the exponent field of 2^n. */
+   1.5 * 2^(bits of the significand) rounds x / ln 2 to an integer in the low bits of the sum, which are then added to the
+   exponent of exp(r). */
 #ifndef FF_SIMD_EXP_H
 #define FF_SIMD_EXP_H
 
 static inline f32v f32_exp(f32v x) {
     const f32v lowest = f32_set1(-64.0f);
-    const f32v shifter = f32_set1(12582912.0f + 127.0f);
+    const f32v shifter = f32_set1(12582912.0f);
     f32v clamped = f32_max(x, lowest);
     f32v sum = f32_fma(clamped, f32_set1(1.44269504f), shifter);
     f32v n = f32_sub(sum, shifter);
@@ -24,27 +24,28 @@ static inline f32v f32_exp(f32v x) {
     q = f32_fma(q, r, f32_set1(0.1666657684600f));
     q = f32_fma(q, r, f32_set1(0.5f));
     f32v e = f32_fma(f32_mul(r, r), q, f32_add(r, f32_set1(1.0f)));
-    return f32_where_above(f32_mul(e, f32_power_of_two(sum)), x, lowest);
+    return f32_where_above(f32_times_power(e, sum), x, lowest);
 }
 
-/* 2^x for x <= 0 (a little above is fine), held at 2^-80 below: 1 + f q(f) with |f| <= 1/2, q as above; the largest relative
-   error is 5.1e-9. */
-static inline f32v f32_exp2(f32v x) {
-    const f32v shifter = f32_set1(12582912.0f + 127.0f);
-    const f32v clamped = f32_max(x, f32_set1(-80.0f)), sum = f32_add(clamped, shifter);
-    const f32v f = f32_sub(clamped, f32_sub(sum, shifter));
+/* 2^x for |x| <= 80: 1 + f q(f) with |f| <= 1/2, q as above; the largest relative error is 5.1e-9. */
+static inline f32v f32_exp2_within(f32v x) {
+    const f32v shifter = f32_set1(12582912.0f), sum = f32_add(x, shifter);
+    const f32v f = f32_sub(x, f32_sub(sum, shifter));
     f32v q = f32_set1(0.000154531629451f);
     q = f32_fma(q, f, f32_set1(0.00133908633647f));
     q = f32_fma(q, f, f32_set1(0.00961808255728f));
     q = f32_fma(q, f, f32_set1(0.0555035711422f));
     q = f32_fma(q, f, f32_set1(0.240226507606f));
     q = f32_fma(q, f, f32_set1(0.693147188026f));
-    return f32_mul(f32_fma(q, f, f32_set1(1.0f)), f32_power_of_two(sum));
+    return f32_times_power(f32_fma(q, f, f32_set1(1.0f)), sum);
 }
+
+/* The same for x <= 0 (a little above is fine), held at 2^-80 below. */
+static inline f32v f32_exp2(f32v x) { return f32_exp2_within(f32_max(x, f32_set1(-80.0f))); }
 
 static inline f64v f64_exp(f64v x) {
     const f64v lowest = f64_set1(-640.0);
-    const f64v shifter = f64_set1(6755399441055744.0 + 1023.0);
+    const f64v shifter = f64_set1(6755399441055744.0);
     f64v clamped = f64_max(x, lowest);
     f64v sum = f64_fma(clamped, f64_set1(1.4426950408889634), shifter);
     f64v n = f64_sub(sum, shifter);
@@ -61,7 +62,7 @@ static inline f64v f64_exp(f64v x) {
     q = f64_fma(q, r, f64_set1(1.6666666666666667456e-1));
     q = f64_fma(q, r, f64_set1(0.5));
     f64v e = f64_fma(f64_mul(r, r), q, f64_add(r, f64_set1(1.0)));
-    return f64_where_above(f64_mul(e, f64_power_of_two(sum)), x, lowest);
+    return f64_where_above(f64_times_power(e, sum), x, lowest);
 }
 
 /* log(x) and 1/x for normal x > 0, by one division: with x = m 2^n and s = (m - 1) / (m + 1), |s| <= 1/5, the logarithm is

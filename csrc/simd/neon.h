@@ -39,12 +39,13 @@ static inline unsigned f64_above(f64v a, f64v b) {
 }
 static inline f32v f32_sqrt(f32v v) { return vsqrtq_f32(v); }
 
-/* 2^n from the low bits of the biased integer that a sum with a large constant leaves behind */
-static inline f32v f32_power_of_two(f32v sum) {
-    return vreinterpretq_f32_s32(vshlq_n_s32(vreinterpretq_s32_f32(sum), 23));
+/* e 2^n for e > 0: n is in the low bits of `sum`, where adding a large constant to it has left it, and is added to the
+   exponent of e */
+static inline f32v f32_times_power(f32v e, f32v sum) {
+    return vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(e), vshlq_n_s32(vreinterpretq_s32_f32(sum), 23)));
 }
-static inline f64v f64_power_of_two(f64v sum) {
-    return vreinterpretq_f64_s64(vshlq_n_s64(vreinterpretq_s64_f64(sum), 52));
+static inline f64v f64_times_power(f64v e, f64v sum) {
+    return vreinterpretq_f64_s64(vaddq_s64(vreinterpretq_s64_f64(e), vshlq_n_s64(vreinterpretq_s64_f64(sum), 52)));
 }
 /* x > 0 as m 2^n with m from 0.75 to 1.5: bits of x less bits of 0.75 hold n in their exponent field */
 static inline f32v f32_mantissa(f32v x, f32v *exponent) {

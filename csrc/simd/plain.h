@@ -35,8 +35,10 @@ typedef int64_t i64v __attribute__((vector_size(16)));
     static inline vector f##_where_above(vector a, vector x, vector bound) {                                \
         return (vector)((integers)a & (x > bound));                                                         \
     }                                                                                                       \
-    /* 2^n from the low bits of the biased integer that a sum with a large constant leaves behind */        \
-    static inline vector f##_power_of_two(vector sum) { return (vector)((integers)sum << shift); }
+    /* e 2^n for e > 0: n is in the low bits of `sum`, where adding a large constant to it has left it */   \
+    static inline vector f##_times_power(vector e, vector sum) {                                            \
+        return (vector)((integers)e + ((integers)sum << shift));                                            \
+    }
 
 FF_PLAIN_OPS(f32, float, f32v, i32v, 23)
 FF_PLAIN_OPS(f64, double, f64v, i64v, 52)
