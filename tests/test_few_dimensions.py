@@ -25,9 +25,7 @@ def test_each_query_by_its_own_time(variant, n, d, exclude):
 
     field = variant.field(data)
     got = field.evaluate(x, t, quantities=QUANTITIES, **options)
-    exact = ff.VelocityField(data, backend="numpy").evaluate(
-        x.astype(np.float64), t, quantities=QUANTITIES, **options
-    )
+    exact = ff.VelocityField(data, backend="numpy").evaluate(x.astype(np.float64), t, quantities=QUANTITIES, **options)
     for name, value in got.items():
         assert np.isfinite(value).all()
         error = np.abs(value - exact[name])
