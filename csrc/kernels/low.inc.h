@@ -377,6 +377,8 @@ static void NAME_S(low_begin)(const ff_job *job, int64_t start, int64_t stop, vo
     low_scratch *s = scratch;
     const ff_points *points = job->points;
     const int64_t size = points->size, padded = low_narrow_padded((int)size);
+    const coefficients first = centred_query(points, job->queries, 0, s->row);
+    const float factor = job->queries->stride == 0 ? (float)-low_flat_factor(&first) : 1.0f;
     for (int64_t j = start; j < stop; j++) {
         const FF_STORED *row = NAME_S(row)(points, j);
         float *value = s->tile.value + (j - start) * padded, *offset = s->flat_tile.offset + (j - start) * padded;
@@ -386,7 +388,7 @@ static void NAME_S(low_begin)(const ff_job *job, int64_t start, int64_t stop, vo
             offset[k] = (float)s->point[(j - start) * size + k];
         }
         for (int64_t k = size; k < padded; k++) value[k] = offset[k] = 0.0f;
-        s->flat_tile.square[j - start] = (float)points->square[j];
+        s->flat_tile.square[j - start] = factor * (float)points->square[j];
         s->log_mass[j - start] = log_mass(points, j);
     }
     if (low_is_narrow(job)) low_narrow_begin(job, start, stop, &s->tile);

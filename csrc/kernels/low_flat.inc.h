@@ -19,10 +19,15 @@ typedef struct {
     double total[NARROW_LANES], first[NARROW_LANES], second[NARROW_LANES], sum[LOW_SIZE * NARROW_LANES];
 } low_flat;
 
-/* mu' of a chunk, [point][dimension, filled up as in low_narrow_tile], and |mu'|^2 */
+/* mu' of a chunk, [point][dimension, filled up as in low_narrow_tile], and |mu'|^2; times -f, if that is one for all queries */
 typedef struct {
     float offset[LOW_CHUNK * LOW_SIZE], square[LOW_CHUNK];
 } low_flat_tile;
+
+static double low_flat_factor(const coefficients *c) {
+    const double to_base_2 = 1.4426950408889634;
+    return to_base_2 * c->precision * c->beta * c->beta;
+}
 
 static int low_may_be_flat(const ff_job *job) { return !job->pointwise && !job->points->data.log_mass; }
 
@@ -39,7 +44,7 @@ static void low_flat_clear(low_flat *s) {
 static int low_flat_put(const ff_job *job, low_flat *s, int lane, const coefficients *c, const double *e, int64_t without) {
     const ff_points *points = job->points;
     const double to_base_2 = 1.4426950408889634, reach = sqrt(points->largest_square);
-    const double factor = to_base_2 * c->precision * c->beta * c->beta, slope = 2.0 * to_base_2 * c->precision * c->beta;
+    const double factor = low_flat_factor(c), slope = 2.0 * to_base_2 * c->precision * c->beta;
     /* |e| / |beta| alone may be beyond any number */
     if (c->is_far || !(fabs(slope) * c->norm * reach + factor * points->largest_square < FLAT_LIMIT)) return 0;
     const int padded = low_narrow_padded((int)points->size);
@@ -54,10 +59,11 @@ static int low_flat_put(const ff_job *job, low_flat *s, int lane, const coeffici
 }
 
 /* Weights of a tile of points, and their sums in `sums`: of p, and for the spread of p l and p^2; they are in float32, but
-   sums of short sums. The last two arguments are constants. */
+   sums of short sums. The last three
+   arguments are constants. */
 static inline __attribute__((always_inline)) void low_flat_weights(low_flat *s, const low_flat_tile *tile, int64_t from,
-                                                                   int64_t count, float sums[3][NARROW_LANES], int spread,
-                                                                   int size) {
+                                                                   int64_t count, float sums[3][NARROW_LANES], int one_time,
+                                                                   int spread, int size) {
     f32v factor[2], total[3][2];
     FOR_PAIR {
         factor[h] = PAIR_LOAD(s->factor, h);
@@ -69,7 +75,8 @@ static inline __attribute__((always_inline)) void low_flat_weights(low_flat *s, 
         for (int64_t j = block; j < ff_min(block + NARROW_SUM, count); j++) {
             const float *offset = tile->offset + (from + j) * size;
             FOR_PAIR {
-                f32v logit = f32_mul(factor[h], f32_set1(tile->square[from + j]));
+                f32v logit = f32_set1(tile->square[from + j]);
+                if (!one_time) logit = f32_mul(factor[h], logit);
                 FF_UNROLL
                 for (int k = 0; k < size; k++)
                     logit = f32_fma(f32_set1(offset[k]), PAIR_LOAD(s->slope + k * NARROW_LANES, h), logit);
@@ -126,21 +133,24 @@ static void low_flat_leave_out(low_flat *s, int64_t from, int64_t count, int spr
 
 /* A panel of queries over the chunk. */
 static void low_flat_panel(const ff_job *job, low_flat *s, const low_flat_tile *tile, int64_t points) {
-    const int size = (int)job->points->size, padded = low_narrow_padded(size);
+    const int size = (int)job->points->size, padded = low_narrow_padded(size), spread = job->want_spread;
+    const int one_time = job->queries->stride == 0;
     for (int64_t from = 0; from < points; from += NARROW_TILE) {
         const int64_t count = ff_min(NARROW_TILE, points - from);
         float sums[3][NARROW_LANES];
 #define WEIGHTS(n)                                                                          \
     case n:                                                                                 \
-        if (job->want_spread) low_flat_weights(s, tile, from, count, sums, 1, n);           \
-        else low_flat_weights(s, tile, from, count, sums, 0, n);                            \
+        if (one_time && !spread) low_flat_weights(s, tile, from, count, sums, 1, 0, n);     \
+        else if (one_time) low_flat_weights(s, tile, from, count, sums, 1, 1, n);           \
+        else if (!spread) low_flat_weights(s, tile, from, count, sums, 0, 0, n);            \
+        else low_flat_weights(s, tile, from, count, sums, 0, 1, n);                         \
         break;
         switch (padded) { NARROW_SIZES(WEIGHTS) }
 #undef WEIGHTS
-        low_flat_leave_out(s, from, count, job->want_spread, sums);
+        low_flat_leave_out(s, from, count, spread, sums);
         for (int lane = 0; lane < NARROW_LANES; lane++) {
             s->total[lane] += (double)sums[0][lane];
-            if (!job->want_spread) continue;
+            if (!spread) continue;
             s->first[lane] += (double)sums[1][lane];
             s->second[lane] += (double)sums[2][lane];
         }
