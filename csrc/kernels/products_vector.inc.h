@@ -65,8 +65,8 @@ static void NAME_ST(batch_make_tile)(const ff_points *points, int64_t start, int
     }
 }
 
-/* The tile of the points start..stop-1, to be fetched while the products of one as large run: what a tile is made of then
-   comes from the caches, and that took two thirds of the time (Zen 3, where memory is slow beside the arithmetic). */
+/* The tile of the points start..stop-1, to be fetched while the products of one as large run, so that it is made of what
+   lies in the caches: 64 queries of 8,000 x 3,072 float32 values took 3 % less time (Zen 3). */
 static ff_ahead NAME_ST(batch_ahead)(const ff_points *points, int64_t start, int64_t stop, int64_t panels,
                                      int64_t families) {
     if (points->data.index || start >= stop) return (ff_ahead){NULL, NULL, 0};
