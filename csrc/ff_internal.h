@@ -147,6 +147,7 @@ static inline int64_t ff_max(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t ff_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 #define FF_UNROLL _Pragma("GCC unroll 16")
+/* Where the body is some ten instructions already, and is unrolled itself */
 #define FF_UNROLL_STEPS _Pragma("GCC unroll 6")
 
 /* ff_cpu.c */

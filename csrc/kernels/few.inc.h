@@ -233,9 +233,7 @@ INLINE double NAME_ST(few_dot)(const FF_STORED *row, const FF_TT *q, const FF_TT
 }
 
 /* The same for four points side by side: where rows are long, the query, the centre and the sums leave the first-level
-   cache, and are loaded once for all of them. Here four streams, each on pages of its own, are as fast as one. Not for
-   bytes: their rows are shorter, and the vectors of a block leave no registers for four points (a fifth slower, Zen 3). */
-INLINE int NAME_ST(few_side_by_side)(int64_t size) { return FEW_WIDTH == 1 && size > FF_SEGMENT; }
+   cache, and are loaded once for all of them. Here four streams, each on pages of its own, are as fast as one. */
 INLINE void NAME_ST(few_dots4)(const FF_STORED *const *row, const FF_TT *q, const FF_TT *centre, int64_t size,
                                int at_zero, const FF_STORED *const *pending, const TV *weight, FF_TT *sum,
                                double *dots) {
@@ -248,6 +246,10 @@ INLINE void NAME_ST(few_dots4)(const FF_STORED *const *row, const FF_TT *q, cons
     }
     for (int i = 0; i < 4; i++) dots[i] = NAME_ST(few_dot_end)(row[i], q, centre, size, part[i]);
 }
+
+/* Whether four points go side by side. Bytes do not: their rows are shorter, and the vectors of a block leave no registers
+   for four points (a fifth slower, Zen 3). */
+INLINE int NAME_ST(few_side_by_side)(int64_t size) { return FEW_WIDTH == 1 && size > FF_SEGMENT; }
 
 /* The dot products of points start..stop-1 into `dots`, meanwhile the sums of the pending points of the query. */
 INLINE void NAME_ST(few_pass)(const ff_points *points, const FF_TT *q, const FF_TT *centre, int at_zero, int64_t start,

@@ -328,13 +328,12 @@ static void low_float32(const ff_job *job, int64_t start, int64_t stop, int64_t 
     int flats = 0, others = 0;
     low_flat_clear(&s->flat); /* some lanes of the last panel may stay idle */
     for (int64_t q = 0; q < count; q++) {
-        int is_flat = low_may_be_flat(job);
-        if (is_flat) {
-            const coefficients c = centred_query(job->points, job->queries, query + q, s->row);
-            is_flat = low_flat_put(job, &s->flat, flats, &c, s->row, low_without(job, query + q, start, stop));
+        if (!low_flat_put(job, &s->flat, flats, query + q, s->row)) {
+            other[others++] = q;
+            continue;
         }
-        if (is_flat) flat[flats++] = q;
-        else other[others++] = q;
+        s->flat.without[flats] = low_without(job, query + q, start, stop);
+        flat[flats++] = q;
         if (flats < NARROW_LANES) continue;
         low_flat_run(job, stop - start, flat, flats, s);
         flats = 0;
@@ -377,21 +376,19 @@ static void NAME_S(low_begin)(const ff_job *job, int64_t start, int64_t stop, vo
     low_scratch *s = scratch;
     const ff_points *points = job->points;
     const int64_t size = points->size, padded = low_narrow_padded((int)size);
-    const coefficients first = centred_query(points, job->queries, 0, s->row);
-    const float factor = job->queries->stride == 0 ? (float)-low_flat_factor(&first) : 1.0f;
     for (int64_t j = start; j < stop; j++) {
         const FF_STORED *row = NAME_S(row)(points, j);
-        float *value = s->tile.value + (j - start) * padded, *offset = s->flat_tile.offset + (j - start) * padded;
+        float *value = s->tile.value + (j - start) * padded;
         for (int64_t k = 0; k < size; k++) {
             s->point[(j - start) * size + k] = (double)VALUE(row[k]) - points->centre[k];
             value[k] = (float)VALUE(row[k]);
-            offset[k] = (float)s->point[(j - start) * size + k];
         }
-        for (int64_t k = size; k < padded; k++) value[k] = offset[k] = 0.0f;
-        s->flat_tile.square[j - start] = factor * (float)points->square[j];
+        for (int64_t k = size; k < padded; k++) value[k] = 0.0f;
         s->log_mass[j - start] = log_mass(points, j);
     }
     if (low_is_narrow(job)) low_narrow_begin(job, start, stop, &s->tile);
+    if (low_is_narrow(job) && low_may_be_flat(job))
+        low_flat_begin(job, start, stop, s->point, s->row, &s->flat_tile);
     if (!job->pointwise) return;
     s->one_time = job->queries->stride == 0;
     s->widest = points->widest[0];

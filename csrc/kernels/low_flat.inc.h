@@ -31,6 +31,19 @@ static double low_flat_factor(const coefficients *c) {
 
 static int low_may_be_flat(const ff_job *job) { return !job->pointwise && !job->points->data.log_mass; }
 
+/* The points of a chunk from their mu' in float64, [point][dimension]. */
+static void low_flat_begin(const ff_job *job, int64_t start, int64_t stop, const double *point, double *e, low_flat_tile *tile) {
+    const ff_points *points = job->points;
+    const int64_t size = points->size, padded = low_narrow_padded((int)size);
+    const coefficients c = centred_query(points, job->queries, 0, e);
+    const float factor = job->queries->stride == 0 ? (float)-low_flat_factor(&c) : 1.0f;
+    for (int64_t j = 0; j < stop - start; j++) {
+        float *offset = tile->offset + j * padded;
+        for (int64_t k = 0; k < padded; k++) offset[k] = k < size ? (float)point[j * size + k] : 0.0f;
+        tile->square[j] = factor * (float)points->square[start + j];
+    }
+}
+
 /* Make all lanes idle: their weights are one. */
 static void low_flat_clear(low_flat *s) {
     for (int lane = 0; lane < NARROW_LANES; lane++) {
@@ -40,27 +53,27 @@ static void low_flat_clear(low_flat *s) {
     }
 }
 
-/* Put a query in a lane, if this file is for it; e is its offset. */
-static int low_flat_put(const ff_job *job, low_flat *s, int lane, const coefficients *c, const double *e, int64_t without) {
+/* Put a query in a lane, if this file is for it. */
+static int low_flat_put(const ff_job *job, low_flat *s, int lane, int64_t query, double *e) {
+    if (!low_may_be_flat(job)) return 0;
     const ff_points *points = job->points;
+    const coefficients c = centred_query(points, job->queries, query, e);
     const double to_base_2 = 1.4426950408889634, reach = sqrt(points->largest_square);
-    const double factor = low_flat_factor(c), slope = 2.0 * to_base_2 * c->precision * c->beta;
+    const double factor = low_flat_factor(&c), slope = 2.0 * to_base_2 * c.precision * c.beta;
     /* |e| / |beta| alone may be beyond any number */
-    if (c->is_far || !(fabs(slope) * c->norm * reach + factor * points->largest_square < FLAT_LIMIT)) return 0;
+    if (c.is_far || !(fabs(slope) * c.norm * reach + factor * points->largest_square < FLAT_LIMIT)) return 0;
     const int padded = low_narrow_padded((int)points->size);
     for (int k = 0; k < padded; k++)
         s->slope[k * NARROW_LANES + lane] = k < points->size ? (float)(slope * e[k]) : 0.0f;
     s->factor[lane] = (float)-factor;
-    s->base[lane] = points->equal_log_mass - c->precision * c->norm * c->norm;
-    s->without[lane] = without;
+    s->base[lane] = points->equal_log_mass - c.precision * c.norm * c.norm;
     s->total[lane] = s->first[lane] = s->second[lane] = 0.0;
     for (int k = 0; k < points->size; k++) s->sum[k * NARROW_LANES + lane] = 0.0;
     return 1;
 }
 
 /* Weights of a tile of points, and their sums in `sums`: of p, and for the spread of p l and p^2; they are in float32, but
-   sums of short sums. The last three
-   arguments are constants. */
+   sums of short sums. The last three arguments are constants. */
 static inline __attribute__((always_inline)) void low_flat_weights(low_flat *s, const low_flat_tile *tile, int64_t from,
                                                                    int64_t count, float sums[3][NARROW_LANES], int one_time,
                                                                    int spread, int size) {
@@ -118,7 +131,7 @@ static inline __attribute__((always_inline)) void low_flat_sums(low_flat *s, con
 static void low_flat_leave_out(low_flat *s, int64_t from, int64_t count, int spread, float sums[3][NARROW_LANES]) {
     for (int lane = 0; lane < NARROW_LANES; lane++) {
         const int64_t without = s->without[lane] - from;
-        if (s->without[lane] < 0 || without < 0 || without >= count) continue;
+        if (without < 0 || without >= count) continue;
         s->weight[without * NARROW_LANES + lane] = 0.0f;
         double rest[3] = {0.0, 0.0, 0.0};
         for (int64_t at = lane; at < count * NARROW_LANES; at += NARROW_LANES) {
@@ -167,3 +180,5 @@ static void low_flat_finish(const ff_job *job, const low_flat *s, int lane, part
     *part = (partial){s->base[lane], s->total[lane], s->first[lane] * 0.6931471805599453, s->second[lane], 0.0};
     for (int64_t k = 0; job->want_mean && k < job->points->size; k++) rows[k * stride] = s->sum[k * NARROW_LANES + lane];
 }
+
+#undef NARROW_SIZES
