@@ -33,9 +33,9 @@ int ff_cpu_runs(const char *isa) {
     /* every processor with AVX2 converts from half precision too */
     if (strcmp(isa, "avx2") == 0) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const int avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                       __builtin_cpu_supports("avx512vl");
+                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");
     if (strcmp(isa, "avx512") == 0) return avx512;
-    if (strcmp(isa, "amx") == 0) return avx512 && __builtin_cpu_supports("avx512bw") && matrices_run();
+    if (strcmp(isa, "amx") == 0) return avx512 && matrices_run();
 #elif defined(__aarch64__)
     if (strcmp(isa, "neon") == 0) return 1;
 #endif

@@ -128,7 +128,7 @@ static void NAME_ST(batch_pack)(const ff_job *job, int64_t query, int64_t count,
         double factor = 0.0, unit = 1.0; /* of q, and of what a logit has of it */
         if (q < query + count) {
             const coefficients c = centred_query(job->points, job->queries, q, s->e);
-            records[q] = NAME_ST(settle)(job, &c);
+            records[q] = NAME_ST(settle)(job, &c, NAME_ST(roundoff)(job->points->size));
             if (records[q].window != INFINITY)
                 factor = job->pointwise ? 1.0 : records[q].sharp ? 1.0 / c.beta : 2.0 * c.precision * c.beta;
             if (job->pointwise) unit = fabs(c.beta) / (c.variance + c.slope * job->points->narrowest);

@@ -37,6 +37,11 @@
 #define FF_IS_BYTE_u8 1
 #define FF_IS_BYTE_i8 1
 
+/* What bytes_load adds to a stored value */
+#define BYTES_BIAS(s) FF_PASTE(BYTES_BIAS_, s)
+#define BYTES_BIAS_u8 0
+#define BYTES_BIAS_i8 128
+
 #include "../simd/exp.h"
 
 #define STRING_(a) #a

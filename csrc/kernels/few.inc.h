@@ -1,16 +1,24 @@
 /* Few queries: bound by the memory bandwidth. A chunk is cut in strips, and one loop takes the dot products of a strip and
    the sums of the strip before, which is still in cache: each point is read from memory once, and memory is read all the
    time. Vectors run along the dimensions. Included once for each pair of storage type FF_S and compute type FF_T;
-   float64 arithmetic is by residuals throughout, float32 arithmetic as treatment.inc.h tells. */
+   float64 arithmetic is by residuals throughout, float32 arithmetic as treatment.inc.h tells. For bytes few_bytes.inc.h
+   takes its place, where rows are not shorter than a vector. */
 
 #ifndef FF_FEW
 #define FF_FEW
 enum {
-    FEW_CHUNK = 256,       /* points: longer sums in the compute type would round too much */
+    FEW_CHUNK = 256, /* points: longer sums in the compute type would round too much */
+    /* Whole numbers do not round, and the longer a chunk of bytes, the fewer of its weights have two digits: up to so many
+       points, if that leaves so many chunks to share out. */
+    FEW_LONG_CHUNK = 1024,
+    FEW_CHUNKS = 64,
     FEW_STRIP = 32 * 1024, /* bytes of a strip: it stays in the first-level cache */
     /* Bytes from what is read to what is fetched meanwhile, a quarter of a page: it starts the processor's own fetching
        of the next page early. Twice as far was slower (Zen 3), half as far as fast. */
-    FEW_AHEAD = 1024
+    FEW_AHEAD = 1024,
+    FEW_UNSUSPECTED = 100, /* nats below the largest from which no weight is suspect, whatever its terms are */
+    FEW_TOGETHER = 8,      /* points of bytes that are summed together: registers hold the weights of no more */
+    FEW_LISTED = FEW_CHUNK + 2 * FEW_TOGETHER /* those of a strip, and what is left of two lists of the strip before */
 };
 
 /* What the kernel makes of a query, once: its treatment, e, and q in the compute type; the centre, likewise, is one row for
@@ -19,18 +27,30 @@ typedef struct {
     treatment how;
     double *e;
     void *q, *centre;
+    int narrow;         /* whether sums are in the compute type */
+    double least;       /* the smallest weight that is added to the sums */
+    double window;      /* unless zero, logits only screen, and those less than this below the largest are computed exactly */
+    double unit, begin; /* bytes: a dot product is unit (begin + that of the digits of q and what is stored) */
 } few_packed;
 
-/* What a query keeps during a chunk: the points of the last strip that have weight, the sums in float64, and in the
-   compute type. */
+/* Points of bytes with one digit of their weights */
+typedef struct {
+    int64_t count, index[FEW_LISTED];
+    int16_t weight[FEW_LISTED];
+} few_list;
+
+/* What a query keeps during a chunk: the points that have weight and are not yet in the sums, the sums in float64, and in
+   the compute type. */
 typedef struct {
     partial part;
     int64_t without; /* the point that it leaves out, or -1 */
-    int64_t pending; /* how many are listed and not yet in the sums: a multiple of four */
-    int64_t index[FEW_CHUNK];
-    double weight[FEW_CHUNK];
+    int64_t pending; /* how many are listed */
+    int64_t index[FEW_LISTED];
+    double weight[FEW_LISTED];
     double *sum;
     void *narrow_sum;
+    double rest;       /* bytes: what the weights so far were more than their digits */
+    few_list digit[2]; /* bytes: low digits, high digits */
 } few_query;
 
 typedef struct {
@@ -41,6 +61,10 @@ typedef struct {
 enum { FEW_ROWS = 4 };
 
 static int64_t few_chunk(const ff_points *points) {
+#ifdef WHOLE_NUMBERS
+    const int bytes = points->dtype == FF_UINT8 || points->dtype == FF_INT8;
+    if (bytes) return ff_max(FEW_CHUNK, ff_min(FEW_LONG_CHUNK, points->count / FEW_CHUNKS / FEW_CHUNK * FEW_CHUNK));
+#endif
     (void)points;
     return FEW_CHUNK;
 }
@@ -64,34 +88,54 @@ static void few_merge(const ff_job *job, int64_t start, int64_t stop, int64_t qu
         merge_row(job, start == 0, query + q, &s->query[q].part, s->query[q].sum);
 }
 
-/* Raise the reference logit of the partial sums to `largest`; returns the factor for the sums. */
-static double few_raise(partial *p, double largest) {
+/* Raise the reference logit of a query, its sums in float64, `rows` of them, and its listed points to `largest`; returns the
+   factor for other sums. */
+static double few_raise(few_query *query, double largest, int64_t rows) {
+    partial *p = &query->part;
     const double shift = p->largest - largest, keep = p->total > 0.0 ? exp(shift) : 0.0;
     p->first = keep == 0.0 ? 0.0 : keep * (p->first + p->total * shift);
     p->second *= keep * keep;
     p->total *= keep;
     p->largest = largest;
+    for (int64_t k = 0; k < rows; k++) query->sum[k] *= keep;
+    for (int64_t i = 0; i < query->pending; i++) query->weight[i] *= keep;
+    query->rest *= keep;
     return keep;
 }
 
-/* From logits to weights, added to the partial sums of a query; returns how many points have any, which it lists. */
-static int64_t few_weigh(const double *logit, int64_t start, int64_t count, few_query *query) {
+/* From logits to weights, added to the partial sums of a query, which lists the points that have more than `least`. */
+static void few_weigh(const double *logit, int64_t start, int64_t count, double least, few_query *query) {
     partial *p = &query->part;
+    int64_t kept = query->pending;
+    double *weights = query->weight + kept;
     for (int64_t i = 0; i < count; i += F64_LANES) /* the chunk is a multiple of the lanes */
-        f64_store(query->weight + i, f64_exp(f64_sub(f64_load(logit + i), f64_set1(p->largest))));
-    int64_t kept = 0;
+        f64_store(weights + i, f64_exp(f64_sub(f64_load(logit + i), f64_set1(p->largest))));
     for (int64_t i = 0; i < count; i++) {
-        const double below = logit[i] - p->largest, weight = query->weight[i];
+        const double below = logit[i] - p->largest, weight = weights[i];
         if (weight == 0.0) continue;
         p->total += weight;
         p->first += weight * below;
         p->second += weight * weight;
+        if (weight < least) continue;
         query->weight[kept] = weight;
         query->index[kept++] = start + i;
     }
-    return kept;
+    query->pending = kept;
 }
 #endif
+
+/* Add the listed points of a query to its sums in float64. */
+static void NAME_ST(few_wide_sums)(const ff_job *job, const few_packed *packed, few_query *query) {
+    const ff_points *points = job->points;
+    const int64_t kept = query->pending;
+    query->pending = 0;
+    if (!job->want_mean) return;
+    NAME_S(accumulate)(points, kept, query->index, query->weight, query->sum);
+    if (!job->pointwise) return;
+    double *gain = query->sum + 2 * points->size;
+    for (int64_t i = 0; i < kept; i++) *gain += query->weight[i] *= own_gain(points, &packed->how.exact, query->index[i]);
+    NAME_S(accumulate)(points, kept, query->index, query->weight, query->sum + points->size);
+}
 
 /* One query over one strip of points, by residuals in float64. */
 static void NAME_ST(few_exact_strip)(const ff_job *job, int64_t start, int64_t stop, const few_packed *packed,
@@ -109,73 +153,32 @@ static void NAME_ST(few_exact_strip)(const ff_job *job, int64_t start, int64_t s
         if (j == query->without) s->logit[j - start] = FF_LEFT_OUT;
         largest = fmax(largest, s->logit[j - start]);
     }
-    if (largest > query->part.largest) {
-        const double keep = few_raise(&query->part, largest);
-        for (int64_t k = 0; k < ff_rows(job); k++) query->sum[k] *= keep;
-    }
-    const int64_t kept = few_weigh(s->logit, start, stop - start, query);
-    if (!job->want_mean) return;
-    NAME_S(accumulate)(points, kept, query->index, query->weight, query->sum);
-    if (!job->pointwise) return;
-    double *gain = query->sum + 2 * points->size;
-    for (int64_t i = 0; i < kept; i++) *gain += query->weight[i] *= own_gain(points, exact, query->index[i]);
-    NAME_S(accumulate)(points, kept, query->index, query->weight, query->sum + points->size);
+    if (largest > query->part.largest) few_raise(query, largest, ff_rows(job));
+    few_weigh(s->logit, start, stop - start, packed->least, query);
+    NAME_ST(few_wide_sums)(job, packed, query);
 }
 
-/* A block: FEW_WIDTH vectors of a point, in the order that its storage type is unpacked in, and FEW_BIAS above the values.
-   Everything that runs along the dimensions is in that order, up to the last that fill FEW_STEP of them. */
-#if FF_PASTE(FF_IS_BYTE_, FF_S) && FF_PASTE(FF_IS_, FF_T) && defined(F32_BYTE_BLOCK)
-#define FEW_WIDTH 4
-#define FEW_BIAS FF_PASTE(F32_BLOCK_BIAS_, FF_S)
-#define FEW_BLOCK(p, v) FF_PASTE(f32_block_, FF_S)(p, v)
-#define FEW_PLACE(k) f32_block_place(k)
-#else
-#define FEW_WIDTH 1
-#define FEW_BIAS 0
-#define FEW_BLOCK(p, v) (*(v) = FF_LOAD_T(p))
-#define FEW_PLACE(k) (k)
-#endif
-#define FEW_STEP (4 * FEW_WIDTH * FF_LANES_T)
+#define FEW_STEP (4 * FF_LANES_T)
 #define INLINE static inline __attribute__((always_inline))
 
-/* Where dimension k of a point of `size` is in that order. */
-INLINE int64_t NAME_ST(few_place)(int64_t k, int64_t size) {
-    return k < size / FEW_STEP * FEW_STEP ? FEW_PLACE(k) : k;
-}
-
-/* mu' of one vector of a block. */
+/* mu' of one vector. */
 INLINE TV NAME_ST(few_offset)(TV stored, const FF_TT *centre, int64_t k, int at_zero) {
     return at_zero ? stored : T(sub)(stored, T(load)(centre + k));
 }
 
-/* The part of q.mu' of one point that one block has, added to some of `part`, `parts` in all. */
-INLINE void NAME_ST(few_dot_block)(const FF_STORED *row, const FF_TT *q, const FF_TT *centre, int64_t k, int at_zero,
-                                   TV *part, int parts) {
-    TV v[FEW_WIDTH];
-    FEW_BLOCK(row + k, v);
-    FF_UNROLL
-    for (int i = 0; i < FEW_WIDTH; i++) {
-        const int64_t at = k + i * FF_LANES_T;
-        part[i % parts] = T(fma)(NAME_ST(few_offset)(v[i], centre, at, at_zero), T(load)(q + at), part[i % parts]);
-    }
+/* part + q.mu' of one point, for one vector. */
+INLINE TV NAME_ST(few_dot_part)(const FF_STORED *row, const FF_TT *q, const FF_TT *centre, int64_t k, int at_zero, TV part) {
+    return T(fma)(NAME_ST(few_offset)(FF_LOAD_T(row + k), centre, k, at_zero), T(load)(q + k), part);
 }
 
-/* sum[k] += weight[i] mu'_k(row[i]) of four points, for one block of k. */
-INLINE void NAME_ST(few_sum_block)(const FF_STORED *const *row, const TV *weight, const FF_TT *centre, int64_t k,
-                                   int at_zero, FF_TT *sum) {
-    TV total[FEW_WIDTH];
+/* sum[k] += weight[i] mu'_k(row[i]) of four points, for one vector of k. */
+INLINE void NAME_ST(few_sum_part)(const FF_STORED *const *row, const TV *weight, const FF_TT *centre, int64_t k,
+                                  int at_zero, FF_TT *sum) {
+    TV total = T(load)(sum + k);
     FF_UNROLL
-    for (int i = 0; i < FEW_WIDTH; i++) total[i] = T(load)(sum + k + i * FF_LANES_T);
-    FF_UNROLL
-    for (int point = 0; point < 4; point++) {
-        TV v[FEW_WIDTH];
-        FEW_BLOCK(row[point] + k, v);
-        FF_UNROLL
-        for (int i = 0; i < FEW_WIDTH; i++)
-            total[i] = T(fma)(weight[point], NAME_ST(few_offset)(v[i], centre, k + i * FF_LANES_T, at_zero), total[i]);
-    }
-    FF_UNROLL
-    for (int i = 0; i < FEW_WIDTH; i++) T(store)(sum + k + i * FF_LANES_T, total[i]);
+    for (int i = 0; i < 4; i++)
+        total = T(fma)(weight[i], NAME_ST(few_offset)(FF_LOAD_T(row[i] + k), centre, k, at_zero), total);
+    T(store)(sum + k, total);
 }
 
 /* The rest of a dot product, of the dimensions beyond the last step; `part` has the others. */
@@ -216,7 +219,6 @@ static void NAME_ST(few_sum_end)(const FF_STORED *const *row, const TV *weight, 
    fetched FEW_AHEAD bytes in advance. */
 INLINE double NAME_ST(few_dot)(const FF_STORED *row, const FF_TT *q, const FF_TT *centre, int64_t size, int at_zero,
                                const FF_STORED *const *pending, const TV *weight, int64_t quarter, FF_TT *sum) {
-    enum { BLOCK = FEW_WIDTH * FF_LANES_T };
     TV part[4] = {T(set1)(0), T(set1)(0), T(set1)(0), T(set1)(0)};
     const int64_t steps = size / FEW_STEP;
     for (int64_t step = 0; step < steps; step++) {
@@ -226,35 +228,44 @@ INLINE double NAME_ST(few_dot)(const FF_STORED *row, const FF_TT *q, const FF_TT
             __builtin_prefetch((const char *)(row + k) + FEW_AHEAD + line, 0, 3);
         FF_UNROLL
         for (int i = 0; i < 4; i++)
-            NAME_ST(few_dot_block)(row, q, centre, k + i * BLOCK, at_zero, part + i % (4 / FEW_WIDTH), FEW_WIDTH);
-        if (pending) NAME_ST(few_sum_block)(pending, weight, centre, (quarter * steps + step) * BLOCK, at_zero, sum);
+            part[i] = NAME_ST(few_dot_part)(row, q, centre, k + i * FF_LANES_T, at_zero, part[i]);
+        if (pending) NAME_ST(few_sum_part)(pending, weight, centre, (quarter * steps + step) * FF_LANES_T, at_zero, sum);
     }
     return NAME_ST(few_dot_end)(row, q, centre, size, T(add)(T(add)(part[0], part[1]), T(add)(part[2], part[3])));
 }
 
-/* The same for four points side by side: where rows are long, the query, the centre and the sums leave the first-level
-   cache, and are loaded once for all of them. Here four streams, each on pages of its own, are as fast as one. */
+/* The same for four points side by side: where rows are longer than FF_SEGMENT, the query, the centre and the sums leave
+   the first-level cache, and are loaded once for all of them. Here four streams, each on pages of its own, are as fast as
+   one. */
 INLINE void NAME_ST(few_dots4)(const FF_STORED *const *row, const FF_TT *q, const FF_TT *centre, int64_t size,
                                int at_zero, const FF_STORED *const *pending, const TV *weight, FF_TT *sum,
                                double *dots) {
-    enum { BLOCK = FEW_WIDTH * FF_LANES_T };
     TV part[4] = {T(set1)(0), T(set1)(0), T(set1)(0), T(set1)(0)};
-    for (int64_t k = 0; k + BLOCK <= size / FEW_STEP * FEW_STEP; k += BLOCK) {
+    for (int64_t k = 0; k < size / FEW_STEP * FEW_STEP; k += FF_LANES_T) {
         FF_UNROLL
-        for (int i = 0; i < 4; i++) NAME_ST(few_dot_block)(row[i], q, centre, k, at_zero, part + i, 1);
-        if (pending) NAME_ST(few_sum_block)(pending, weight, centre, k, at_zero, sum);
+        for (int i = 0; i < 4; i++) part[i] = NAME_ST(few_dot_part)(row[i], q, centre, k, at_zero, part[i]);
+        if (pending) NAME_ST(few_sum_part)(pending, weight, centre, k, at_zero, sum);
     }
     for (int i = 0; i < 4; i++) dots[i] = NAME_ST(few_dot_end)(row[i], q, centre, size, part[i]);
 }
 
-/* Whether four points go side by side. Bytes do not: their rows are shorter, and the vectors of a block leave no registers
-   for four points (a fifth slower, Zen 3). */
-INLINE int NAME_ST(few_side_by_side)(int64_t size) { return FEW_WIDTH == 1 && size > FF_SEGMENT; }
+/* Bytes are left to whole numbers where the instruction set has them: WHOLE(size, this) that. */
+#if FF_PASTE(FF_IS_BYTE_, FF_S) && FF_PASTE(FF_IS_, FF_T) && defined(WHOLE_NUMBERS)
+#include "few_bytes.inc.h"
+#define WHOLE(size, statement) if (few_is_whole(size)) statement; else
+#else
+#define WHOLE(size, statement)
+#endif
+
+/* Values of a row of sums in the compute type. */
+INLINE int64_t NAME_ST(few_row)(int64_t size) {
+    WHOLE(size, return few_vectors(size) * FEW_BYTES)
+    return size;
+}
 
 /* The dot products of points start..stop-1 into `dots`, meanwhile the sums of the pending points of the query. */
 INLINE void NAME_ST(few_pass)(const ff_points *points, const FF_TT *q, const FF_TT *centre, int at_zero, int64_t start,
                               int64_t stop, few_query *query, double *dots) {
-    enum { BLOCK = FEW_WIDTH * FF_LANES_T };
     const int64_t size = points->size;
     FF_TT *sum = query->narrow_sum;
     int64_t j = start;
@@ -269,19 +280,19 @@ INLINE void NAME_ST(few_pass)(const ff_points *points, const FF_TT *q, const FF_
             weight[i] = T(set1)((FF_TT)query->weight[done + i]);
         }
         done += 4;
-        if (has_next && has_sums && NAME_ST(few_side_by_side)(size))
+        if (has_next && has_sums && size > FF_SEGMENT)
             NAME_ST(few_dots4)(next, q, centre, size, at_zero, row, weight, sum, to);
         else if (has_next && has_sums)
             for (int i = 0; i < 4; i++)
                 to[i] = NAME_ST(few_dot)(next[i], q, centre, size, at_zero, row, weight, i, sum);
-        else if (has_next && NAME_ST(few_side_by_side)(size))
+        else if (has_next && size > FF_SEGMENT)
             NAME_ST(few_dots4)(next, q, centre, size, at_zero, NULL, NULL, NULL, to);
         else if (has_next)
             for (int i = 0; i < 4; i++)
                 to[i] = NAME_ST(few_dot)(next[i], q, centre, size, at_zero, NULL, NULL, 0, NULL);
         else
-            for (int64_t k = 0; k < size / FEW_STEP * FEW_STEP; k += BLOCK)
-                NAME_ST(few_sum_block)(row, weight, centre, k, at_zero, sum);
+            for (int64_t k = 0; k < size / FEW_STEP * FEW_STEP; k += FF_LANES_T)
+                NAME_ST(few_sum_part)(row, weight, centre, k, at_zero, sum);
         if (has_sums) NAME_ST(few_sum_end)(row, weight, centre, size, sum);
     }
     for (j = start + (stop - start) / 4 * 4; j < stop; j++)
@@ -290,13 +301,31 @@ INLINE void NAME_ST(few_pass)(const ff_points *points, const FF_TT *q, const FF_
 }
 static void NAME_ST(few_stream)(const ff_points *points, const few_packed *packed, int64_t start, int64_t stop,
                                 few_query *query, double *dots) {
-    if (FEW_BIAS == 0 && points->centre_is_zero)
+    WHOLE(points->size, NAME_ST(few_whole_stream)(points, packed, start, stop, dots))
+    if (points->centre_is_zero)
         NAME_ST(few_pass)(points, packed->q, packed->centre, 1, start, stop, query, dots);
     else NAME_ST(few_pass)(points, packed->q, packed->centre, 0, start, stop, query, dots);
 }
 
-/* One smooth query over one strip of points, in the compute type. */
-static void NAME_ST(few_smooth_strip)(const ff_job *job, int64_t start, int64_t stop, const few_packed *packed,
+/* The exact logit of a point. */
+static double NAME_ST(few_logit)(const ff_points *points, const few_packed *packed, int64_t j) {
+    return log_mass(points, j) - packed->how.exact.precision * NAME_S(distance)(points, packed->e, &packed->how.exact, j);
+}
+
+/* Compute those of the logits of a strip exactly that may carry weight; returns the largest of all so far. */
+static double NAME_ST(few_screen)(const ff_points *points, int64_t start, int64_t stop, const few_packed *packed,
+                                  const few_query *query, double *logits, double largest) {
+    double exact = query->part.largest;
+    for (int64_t j = start; j < stop; j++) {
+        double *logit = logits + (j - start);
+        if (*logit >= largest - packed->window && j != query->without) *logit = NAME_ST(few_logit)(points, packed, j);
+        exact = fmax(exact, *logit);
+    }
+    return exact;
+}
+
+/* One query over one strip of points, by dot products in the compute type. */
+static void NAME_ST(few_dots_strip)(const ff_job *job, int64_t start, int64_t stop, const few_packed *packed,
                                       few_query *query, few_scratch *s) {
     const ff_points *points = job->points;
     const treatment *how = &packed->how;
@@ -308,20 +337,27 @@ static void NAME_ST(few_smooth_strip)(const ff_job *job, int64_t start, int64_t 
         if (j == query->without) *logit = FF_LEFT_OUT;
         if (*logit > largest) largest = *logit; /* fmax would be a call */
     }
+    if (packed->window > 0.0) largest = NAME_ST(few_screen)(points, start, stop, packed, query, s->logit, largest);
     if (largest > query->part.largest) {
-        const double keep = few_raise(&query->part, largest);
+        const double keep = few_raise(query, largest, packed->narrow ? 0 : ff_rows(job));
         FF_TT *sum = query->narrow_sum;
-        for (int64_t k = 0; k < points->size; k++) sum[k] *= (FF_TT)keep;
+        for (int64_t k = 0; k < NAME_ST(few_row)(points->size) && packed->narrow; k++) sum[k] *= (FF_TT)keep;
     }
-    if (may_be_suspect(points, how, largest - how->base))
+    if (packed->window == 0.0 && may_be_suspect(points, how, largest - how->base))
         for (int64_t j = start; j < stop; j++) {
             double *logit = s->logit + (j - start);
+            if (*logit < largest - FEW_UNSUSPECTED || j == query->without) continue;
             const double terms = suspect_terms(how, *logit - how->base) + 2.0 * how->square * points->square[j];
-            if (exp(*logit - largest) * terms > how->suspect && j != query->without)
-                *logit = log_mass(points, j) - how->exact.precision * NAME_S(distance)(points, packed->e, &how->exact, j);
+            if (exp(*logit - largest) * terms > how->suspect) *logit = NAME_ST(few_logit)(points, packed, j);
         }
-    const int64_t kept = few_weigh(s->logit, start, stop - start, query);
-    if (job->want_mean) query->pending = fill_up_to_four(kept, query->index, query->weight);
+    few_weigh(s->logit, start, stop - start, packed->least, query);
+    if (!job->want_mean) query->pending = 0;
+    if (!packed->narrow) {
+        NAME_ST(few_wide_sums)(job, packed, query);
+        return;
+    }
+    WHOLE(points->size, NAME_ST(few_whole_sums)(points, packed, query, stop, 0))
+    query->pending = fill_up_to_four(query->pending, query->index, query->weight);
 }
 
 static void NAME_ST(few_pack)(const ff_job *job, int64_t query, int64_t count, void *scratch) {
@@ -331,19 +367,31 @@ static void NAME_ST(few_pack)(const ff_job *job, int64_t query, int64_t count, v
     const int64_t stride = few_stride(job->points);
     double *rows = (double *)((char *)packed + ff_aligned((size_t)job->queries->count * sizeof *packed));
     FF_TT *centre = (FF_TT *)rows;
-    for (int64_t k = 0; k < size; k++)
-        centre[NAME_ST(few_place)(k, size)] =
-            (FF_TT)(job->points->centre[k] + (k < size / FEW_STEP * FEW_STEP ? FEW_BIAS : 0));
+    WHOLE(size, NAME_ST(few_whole_centre)(job->points, (float *)centre))
+    for (int64_t k = 0; k < size; k++) centre[k] = (FF_TT)job->points->centre[k];
     for (int64_t i = query; i < query + count; i++) {
         few_packed *p = packed + i;
         p->e = rows + (1 + 2 * i) * stride;
         p->q = p->e + stride;
         p->centre = centre;
         const coefficients c = centred_query(job->points, job->queries, i, p->e);
-        p->how = NAME_ST(settle)(job, &c);
-        p->how.sharp |= sizeof(FF_TT) == 8 || p->how.heavy < INFINITY || job->pointwise; /* float64 costs little here */
-        for (int64_t k = 0; k < size && !p->how.sharp; k++)
-            ((FF_TT *)p->q)[NAME_ST(few_place)(k, size)] = (FF_TT)(2.0 * c.precision * c.beta * p->e[k]);
+        const double factor = 2.0 * c.precision * c.beta;
+        p->least = exp(-NAME_ST(negligible)(job->points));
+        p->window = 0.0;
+        WHOLE(size, NAME_ST(few_whole_put)(job, p, &c, factor)) {
+            p->how = NAME_ST(settle)(job, &c, NAME_ST(roundoff)(size));
+            p->how.sharp |= sizeof(FF_TT) == 8 || p->how.heavy < INFINITY || job->pointwise; /* float64 costs little here */
+            for (int64_t k = 0; k < size && !p->how.sharp; k++) ((FF_TT *)p->q)[k] = (FF_TT)(factor * p->e[k]);
+        }
+        p->narrow = !p->how.sharp && p->how.heavy == INFINITY && p->window == 0.0;
+    }
+}
+
+/* The last points of a query, and its sums in float64. */
+static void NAME_ST(few_end)(const ff_points *points, const few_packed *packed, int64_t stop, few_query *query, double *dots) {
+    WHOLE(points->size, NAME_ST(few_whole_end)(points, packed, query)) {
+        NAME_ST(few_stream)(points, packed, stop, stop, query, dots);
+        for (int64_t k = 0; k < points->size; k++) query->sum[k] = (double)((FF_TT *)query->narrow_sum)[k];
     }
 }
 
@@ -359,26 +407,21 @@ static void NAME_ST(few_compute)(const ff_job *job, int64_t start, int64_t stop,
         few_query *q = s->query + i;
         q->narrow_sum = rows + FEW_ROWS * stride * i;
         q->sum = rows + FEW_ROWS * stride * i + stride;
-        memset(q->narrow_sum, 0, FEW_ROWS * (size_t)stride * sizeof(double));
+        if (packed[i].narrow) memset(q->narrow_sum, 0, (size_t)NAME_ST(few_row)(size) * sizeof(FF_TT));
+        else memset(q->sum, 0, (size_t)ff_rows(job) * sizeof *q->sum);
         q->without = left_out(job, query + i, start, stop);
         q->part = (partial){-1.7e308, 0.0, 0.0, 0.0, packed[i].how.exact.base};
         q->pending = 0;
+        q->rest = 0.0;
     }
     const int64_t strip = ff_min(FEW_CHUNK, ff_max(4, FEW_STRIP / (size * (int64_t)sizeof(FF_STORED)) / 4 * 4));
     for (int64_t j = start; j < stop; j += strip)
         for (int64_t i = 0; i < count; i++)
-            (packed[i].how.sharp ? NAME_ST(few_exact_strip) : NAME_ST(few_smooth_strip))(
+            (packed[i].how.sharp ? NAME_ST(few_exact_strip) : NAME_ST(few_dots_strip))(
                 job, j, ff_min(j + strip, stop), packed + i, s->query + i, s);
-    for (int64_t i = 0; i < count; i++) {
-        const few_query *q = s->query + i;
-        if (packed[i].how.sharp) continue;
-        NAME_ST(few_stream)(points, packed + i, stop, stop, s->query + i, s->logit);
-        for (int64_t k = 0; k < size; k++) q->sum[k] = (double)((FF_TT *)q->narrow_sum)[NAME_ST(few_place)(k, size)];
-    }
+    for (int64_t i = 0; i < count; i++)
+        if (packed[i].narrow) NAME_ST(few_end)(points, packed + i, stop, s->query + i, s->logit);
 }
-#undef FEW_WIDTH
-#undef FEW_BIAS
-#undef FEW_BLOCK
-#undef FEW_PLACE
+#undef WHOLE
 #undef FEW_STEP
 #undef INLINE

@@ -18,7 +18,7 @@ typedef struct {
     double square;          /* factor h of |mu'|^2 in a */
     double window;          /* sharp: screen at the largest a less this; infinite where nothing is screened out */
     double suspect;         /* smooth: recompute where p (suspect_terms + 2 h |mu'|^2) exceeds this */
-    double dot_error;       /* sharp, with own variances: what e.mu' times beta may be off by */
+    double dot_error;       /* what q.mu' may be off by; sharp, with own variances: e.mu' times beta */
     double heavy;           /* smooth: a weight above this is summed in float64; infinite where none need be */
     double terms;           /* typical size of the parts that q.mu' is summed from: they may cancel */
     int sharp;
@@ -32,45 +32,59 @@ static inline double suspect_terms(const treatment *b, double a) { return fabs(a
 static inline int may_be_suspect(const ff_points *points, const treatment *b, double largest) {
     return suspect_terms(b, largest) + 2.0 * b->square * points->largest_square > b->suspect;
 }
+
+/* How exact the arithmetic is. */
+typedef struct {
+    double dot;   /* a dot product is off by at most so much of |q| |mu'| */
+    double unit;  /* what is seen of that, of the terms that it is summed from: short sums of random roundings */
+    double close; /* from this signal-to-noise ratio of a dimension on, the rounding of a sum of p mu' shows in the residual */
+    double ratio; /* the largest that it can have at all */
+} roundoff;
 #endif
 
-/* u below is the unit roundoff of the compute type. */
-static treatment NAME_ST(settle)(const ff_job *job, const coefficients *c) {
+/* That of the compute type: a sum of `size` products, of which either factor is rounded. Where the signal-to-noise ratio is
+   large, a sum of p mu' loses digits against e in the residual e - beta mean: some ten roundings of it must stay below the
+   accuracy asked for. */
+static inline roundoff NAME_ST(roundoff)(int64_t size) {
+    const double u = sizeof(FF_TT) == 4 ? 0x1p-24 : 0x1p-53;
+    return sizeof(FF_TT) == 4 ? (roundoff){((double)size + 4.0) * u, u, 0.2, 2.0}
+                              : (roundoff){((double)size + 4.0) * u, u, INFINITY, 500.0};
+}
+
+/* Nats below the largest logit from which all points together weigh less than what the type rounds by. */
+static inline double NAME_ST(negligible)(const ff_points *points) {
+    return log((double)points->count) + (sizeof(FF_TT) == 4 ? 18.0 : 38.0);
+}
+
+static treatment NAME_ST(settle)(const ff_job *job, const coefficients *c, roundoff u) {
     const ff_points *points = job->points;
     const double size = (double)points->size;
-    const double u = sizeof(FF_TT) == 4 ? 0x1p-24 : 0x1p-53;
     /* Where points have variances of their own, that of the narrowest, by which roundings weigh most. */
     const double inverse = job->pointwise ? 1.0 / (c->variance + c->slope * points->narrowest) : 2.0 * c->precision;
     const double largest = sqrt(points->largest_square);
     treatment b = {.exact = *c};
 
-    /* The dot product of `size` terms is off by at most (size + 4) u |q| |mu'|, including the rounding of q and mu'.
-       Beyond a quarter the weights are not to be trusted to the compute type, nor is a q that may overflow it. And
-       where the signal-to-noise ratio of a single dimension, beta |mu'| / sqrt(D size), is large, a sum of p mu' in the
-       compute type loses digits against e in the residual e - beta mean: some ten roundings of it must stay below the
-       accuracy asked for. */
+    /* If a dot product is off by more than a quarter the weights are not to be trusted to it, nor is a q that may overflow the
+       compute type. And the signal-to-noise ratio of a single dimension is beta |mu'| / sqrt(D size). */
     const double query = fabs(c->beta) * inverse * c->norm;
-    const double error = (size + 4.0) * u * query * largest;
     const double ratio = fabs(c->beta) * sqrt(inverse * points->mean_square / size);
-    const double ratio_limit = sizeof(FF_TT) == 4 ? 2.0 : 500.0;
+    b.dot_error = u.dot * query * largest;
     b.terms = 2.0 * query * largest / sqrt(size);
-    b.sharp = !(error <= 0.25 && ratio <= ratio_limit && query < 1e30 && inverse < 1e30);
+    b.sharp = !(b.dot_error <= 0.25 && ratio <= u.ratio && query < 1e30 && inverse < 1e30);
     if (!b.sharp) {
         b.scale = 1.0;
         b.base = c->is_far || job->pointwise ? 0.0 : -c->precision * c->norm * c->norm;
         b.square = 0.5 * c->beta * c->beta * inverse;
-        /* The rounding of a that is seen is about u times its terms (short sums of random roundings, slice by slice); a
-           weight may be off by the tolerance below. Where float32 queries lie close to their points, the residual is a
+        /* A weight may be off by the tolerance below. Where float32 queries lie close to their points, the residual is a
            difference of what the points contribute: there weights are held eight times closer, and the heavy ones
-           summed in float64. A fifth of that ratio is where the rounding begins to show. */
-        const int close = sizeof(FF_TT) == 4 && ratio > 0.2;
-        b.suspect = (sizeof(FF_TT) == 4 ? (close ? 2.5e-7 : 4e-6) : 5e-14) / u;
-        b.heavy = close ? 0.125 : INFINITY;
+           summed in float64. */
+        b.suspect = (sizeof(FF_TT) == 4 ? (ratio > 0.2 ? 2.5e-7 : 4e-6) : 5e-14) / u.unit;
+        b.heavy = ratio > u.close ? 0.125 : INFINITY;
     } else {
         b.scale = c->beta * c->beta * inverse;
         b.square = 0.5;
-        const double bound = u * ((size + 4.0) * c->norm / fabs(c->beta) * largest + 2.0 * points->largest_square);
-        const double dropped = log((double)points->count) + (sizeof(FF_TT) == 4 ? 18.0 : 38.0);
+        const double bound = u.dot * c->norm / fabs(c->beta) * largest + 2.0 * u.unit * points->largest_square;
+        const double dropped = NAME_ST(negligible)(points);
         b.window = 2.0 * bound + dropped / b.scale;
         b.heavy = INFINITY;
         /* Where the screen would overflow the compute type it is left out, and everything computed exactly. */
@@ -83,8 +97,8 @@ static treatment NAME_ST(settle)(const ff_job *job, const coefficients *c) {
     }
     if (job->pointwise && b.sharp) {
         /* The screen is a logit, off by no more than dot_error / D_j. */
-        b.dot_error = u * (size + 4.0) * fabs(c->beta) * c->norm * largest;
-        b.window = c->norm < 1e30 && inverse < 1e100 ? log((double)points->count) + (sizeof(FF_TT) == 4 ? 18.0 : 38.0) : INFINITY;
+        b.dot_error = u.dot * fabs(c->beta) * c->norm * largest;
+        b.window = c->norm < 1e30 && inverse < 1e100 ? NAME_ST(negligible)(points) : INFINITY;
     }
     return b;
 }

@@ -68,14 +68,11 @@ static inline void f32_transpose(f32v v[16]) {
     }
 }
 
-/* Whole numbers of 32 bits. */
-typedef __m512i i32v;
-static inline i32v i32_set1(int32_t a) { return _mm512_set1_epi32(a); }
+/* More of whole numbers of 32 bits. */
 static inline i32v i32_load(const int32_t *p) { return _mm512_loadu_si512(p); }
 static inline void i32_store(void *p, i32v v) { _mm512_storeu_si512(p, v); }
 static inline i32v i32_least(i32v v, int32_t bound) { return _mm512_min_epi32(v, _mm512_set1_epi32(bound)); }
 static inline i32v i32_rounded(f32v v) { return _mm512_cvtps_epi32(v); }
-static inline f32v f32_of_i32(i32v v) { return _mm512_cvtepi32_ps(v); }
 static inline void i32_transpose(i32v v[16]) {
     f32v as[16];
     FF_UNROLL

@@ -89,24 +89,28 @@ static inline f32v f32_load_i8(const ff_i8 *p) {
 static inline f64v f64_load_u8(const ff_u8 *p) { return _mm256_cvtepi32_pd(_mm_cvtepu8_epi32(_mm_loadu_si32(p))); }
 static inline f64v f64_load_i8(const ff_i8 *p) { return _mm256_cvtepi32_pd(_mm_cvtepi8_epi32(_mm_loadu_si32(p))); }
 
-/* 32 bytes at once as four vectors of float32, in the order in which unpacking within 128-bit lanes leaves them, each a
-   bias above its value: the word 0x4b00 above that of a byte b makes the float32 2^23 + b. Half the instructions of one
-   vector at a time, as what takes the bias away takes the centre away too. */
-#define F32_BYTE_BLOCK
-enum { F32_BLOCK_BIAS_u8 = 1 << 23, F32_BLOCK_BIAS_i8 = (1 << 23) + 128 };
-static inline void f32_block_bytes(__m256i bytes, f32v *v) {
-    const __m256i zero = _mm256_setzero_si256(), high = _mm256_set1_epi16(0x4b00);
-    const __m256i low = _mm256_unpacklo_epi8(bytes, zero), top = _mm256_unpackhi_epi8(bytes, zero);
-    v[0] = _mm256_castsi256_ps(_mm256_unpacklo_epi16(low, high));
-    v[1] = _mm256_castsi256_ps(_mm256_unpackhi_epi16(low, high));
-    v[2] = _mm256_castsi256_ps(_mm256_unpacklo_epi16(top, high));
-    v[3] = _mm256_castsi256_ps(_mm256_unpackhi_epi16(top, high));
+/* Whole numbers: bytes as vectors of 16 bits, of those at even places and at odd ones, in sums of 32 bits. */
+#define WHOLE_NUMBERS
+typedef __m256i i32v;
+static inline i32v i32_zero(void) { return _mm256_setzero_si256(); }
+static inline i32v i32_set1(int32_t a) { return _mm256_set1_epi32(a); }
+static inline i32v i16_load(const int16_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
+/* sum + the products of two neighbours each */
+static inline i32v i32_dot(i32v sum, i32v a, i32v b) {
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+    __asm__("" : "+x"(sum)); /* in this order: a tree of sums would not fit in the registers */
+    return sum;
 }
-static inline void f32_block_u8(const ff_u8 *p, f32v *v) { f32_block_bytes(_mm256_loadu_si256((const __m256i *)p), v); }
-static inline void f32_block_i8(const ff_i8 *p, f32v *v) {
-    f32_block_bytes(_mm256_xor_si256(_mm256_loadu_si256((const __m256i *)p), _mm256_set1_epi8(-128)), v);
+static inline i32v i16_pairs_low(i32v a, i32v b) { return _mm256_unpacklo_epi16(a, b); }
+static inline i32v i16_pairs_high(i32v a, i32v b) { return _mm256_unpackhi_epi16(a, b); }
+static inline i32v bytes_even(i32v bytes) { return _mm256_and_si256(bytes, _mm256_set1_epi16(255)); }
+static inline i32v bytes_odd(i32v bytes) { return _mm256_srli_epi16(bytes, 8); }
+static inline i32v bytes_load_u8(const ff_u8 *p) { return _mm256_loadu_si256((const __m256i *)p); }
+static inline i32v bytes_load_i8(const ff_i8 *p) { /* with BYTES_BIAS */
+    return _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)p), _mm256_set1_epi8(-128));
 }
-/* Where byte k comes to lie. */
-static inline int64_t f32_block_place(int64_t k) { return k / 32 * 32 + k % 16 / 4 * 8 + k % 32 / 16 * 4 + k % 4; }
+static inline f32v f32_of_i32(i32v v) { return _mm256_cvtepi32_ps(v); }
+static inline f64v f64_of_low_i32(i32v v) { return _mm256_cvtepi32_pd(_mm256_castsi256_si128(v)); }
+static inline f64v f64_of_high_i32(i32v v) { return _mm256_cvtepi32_pd(_mm256_extracti128_si256(v, 1)); }
 
 #endif

@@ -1,4 +1,4 @@
-/* AVX-512 (foundation, DQ and VL): vectors of 64 bytes. */
+/* AVX-512 (foundation, BW, DQ and VL): vectors of 64 bytes. */
 #ifndef FF_SIMD_AVX512_H
 #define FF_SIMD_AVX512_H
 
@@ -93,5 +93,25 @@ static inline f64v f64_load_u8(const ff_u8 *p) {
 static inline f64v f64_load_i8(const ff_i8 *p) {
     return _mm512_cvtepi32_pd(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
 }
+
+/* Whole numbers: bytes as vectors of 16 bits, of those at even places and at odd ones, in sums of 32 bits. */
+#define WHOLE_NUMBERS
+typedef __m512i i32v;
+static inline i32v i32_zero(void) { return _mm512_setzero_si512(); }
+static inline i32v i32_set1(int32_t a) { return _mm512_set1_epi32(a); }
+static inline i32v i16_load(const int16_t *p) { return _mm512_loadu_si512(p); }
+/* sum + the products of two neighbours each */
+static inline i32v i32_dot(i32v sum, i32v a, i32v b) { return _mm512_add_epi32(sum, _mm512_madd_epi16(a, b)); }
+static inline i32v i16_pairs_low(i32v a, i32v b) { return _mm512_unpacklo_epi16(a, b); }
+static inline i32v i16_pairs_high(i32v a, i32v b) { return _mm512_unpackhi_epi16(a, b); }
+static inline i32v bytes_even(i32v bytes) { return _mm512_and_si512(bytes, _mm512_set1_epi16(255)); }
+static inline i32v bytes_odd(i32v bytes) { return _mm512_srli_epi16(bytes, 8); }
+static inline i32v bytes_load_u8(const ff_u8 *p) { return _mm512_loadu_si512(p); }
+static inline i32v bytes_load_i8(const ff_i8 *p) { /* with BYTES_BIAS */
+    return _mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8(-128));
+}
+static inline f32v f32_of_i32(i32v v) { return _mm512_cvtepi32_ps(v); }
+static inline f64v f64_of_low_i32(i32v v) { return _mm512_cvtepi32_pd(_mm512_castsi512_si256(v)); }
+static inline f64v f64_of_high_i32(i32v v) { return _mm512_cvtepi32_pd(_mm512_extracti64x4_epi64(v, 1)); }
 
 #endif

@@ -66,6 +66,15 @@ static inline simde__m512i test_srai_epi32(simde__m512i v, int by) {
     memcpy(&v, values, sizeof v);
     return v;
 }
+static inline simde__m512i test_madd_epi16(simde__m512i a, simde__m512i b) {
+    int16_t x[32], y[32];
+    int32_t sums[16];
+    memcpy(x, &a, sizeof x);
+    memcpy(y, &b, sizeof y);
+    for (int i = 0; i < 16; i++) sums[i] = x[2 * i] * y[2 * i] + x[2 * i + 1] * y[2 * i + 1];
+    memcpy(&a, sums, sizeof a);
+    return a;
+}
 static inline double test_reduce_add_pd(simde__m512d v) {
     double values[8], sum = 0.0;
     memcpy(values, &v, sizeof values);
@@ -73,6 +82,7 @@ static inline double test_reduce_add_pd(simde__m512d v) {
     return sum;
 }
 #undef _mm512_srai_epi32
+#undef _mm512_madd_epi16
 #undef _mm512_extractf32x8_ps
 #undef _mm512_shuffle_f32x4
 #define _mm512_cvtepi32_ps test_cvtepi32_ps
@@ -87,6 +97,7 @@ static inline double test_reduce_add_pd(simde__m512d v) {
 #define _mm512_extractf32x8_ps test_extractf32x8_ps
 #define _mm512_shuffle_f32x4 test_shuffle_f32x4
 #define _mm512_srai_epi32 test_srai_epi32
+#define _mm512_madd_epi16 test_madd_epi16
 #define _mm512_reduce_add_pd test_reduce_add_pd
 
 /* The tests look for this line: that matrices were used at all. */

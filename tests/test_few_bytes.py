@@ -1,0 +1,97 @@
+"""Bytes and few float32 queries, which kernels with the instructions for it compute in whole numbers
+(csrc/kernels/few_bytes.inc.h): rows shorter and longer than a vector, sums at their bounds, and every time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import fastflow as ff
+
+VECTORS = ("velocity", "target_mean", "score")
+NUMBERS = ("log_density", "entropy", "effective_sample_size")
+SCALE, OFFSET = 2 / 255, -1.0
+
+
+def check(variant, data, x, t, **options):
+    """All quantities against those of float64 by definition; and a query's do not depend on the others'."""
+    narrow = variant.field(data, scale=SCALE, offset=OFFSET)
+    got = narrow.evaluate(x, t, VECTORS + NUMBERS, **options)
+    values = data.astype(np.float64) * SCALE + OFFSET
+    if variant.backend == "numba":  # which holds bytes in float32
+        values = values.astype(np.float32).astype(np.float64)
+    field = ff.VelocityField(values, backend="numpy")
+    want = field.evaluate(x.astype(np.float64), t, VECTORS + NUMBERS, **options)
+    for name, value in got.items():
+        assert np.isfinite(value).all(), name
+        # relative to the terms of the difference that a velocity or a score is
+        power = {"velocity": 1, "score": 2}.get(name, 0)
+        size = np.maximum(np.abs(want[name]).max(), np.abs(x).max() / (1 - t) ** power if power else 0)
+        assert np.abs(value - want[name]).max() <= 1e-5 * max(size, 1e-3), (name, t)
+    if "exclude" in options:
+        options["exclude"] = options["exclude"][:1]
+    for name, value in narrow.evaluate(x[:1], t, VECTORS + NUMBERS, **options).items():
+        assert variant.backend == "numpy" or np.array_equal(value, got[name][:1]), name
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+@pytest.mark.parametrize("size", [17, 31, 32, 33, 63, 64, 65, 100, 784])
+def test_rows_and_times(variant, dtype, size):
+    """Vectors of 32 and 64 bytes, of which the last overlaps the one before; times when all points count, when float32
+    would do, when sums must be in float64, and when dot products do no more than screen."""
+    limits = np.iinfo(dtype)
+    rng = np.random.default_rng(size)
+    data = rng.integers(limits.min, limits.max + 1, (1003, size)).astype(dtype)
+    values = data.astype(np.float64) * SCALE + OFFSET
+    for i, t in enumerate((0.0, 0.01, 0.1, 0.25, 0.4, 0.6, 0.9, 0.999, 1 - 1e-6)):
+        x = (t * values[[3, 900, 5]] + (1 - t) * rng.normal(size=(3, size))).astype(np.float32)[: 1 + i % 3]
+        check(variant, data, x, t)
+
+
+@pytest.mark.parametrize("t", [0.05, 0.3, 0.8])
+def test_points_left_out(variant, t):
+    """A subset, whose rows do not follow each other, and the point that a query leaves out."""
+    rng = np.random.default_rng(1)
+    data = rng.integers(256, size=(700, 200), dtype=np.uint8)
+    x = (t * (data[[4, 650]] * SCALE + OFFSET) + (1 - t) * rng.normal(size=(2, 200))).astype(np.float32)
+    check(variant, data, x, t, exclude=np.array([4, 651]))
+    check(variant, data, x, t, subset=np.sort(rng.choice(700, 333, replace=False)))
+
+
+@pytest.mark.parametrize("size", [3841, 12289])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_the_largest_sums(variant, size, sign):
+    """All bytes and all digits of a query as large as they can be: sums of 32 bits end before they overflow."""
+    data = np.full((40, size), 255, np.uint8)
+    data[1::2, ::3] = 0
+    data[7] = 0
+    x = np.full((2, size), 40.0 * sign, np.float32)
+    x[1] = sign
+    for t in (0.02, 0.2):
+        check(variant, data, x, t)
+
+
+@pytest.mark.parametrize("t", [0.01, 0.2, 0.7])
+def test_queries_of_any_size(variant, t):
+    """One dimension far beyond the others, which sets the unit of all of them; far from all points; and zero."""
+    rng = np.random.default_rng(2)
+    data = rng.integers(256, size=(500, 150), dtype=np.uint8)
+    x = rng.normal(size=(4, 150)).astype(np.float32)
+    x[0, 7] = 3e3
+    x[1] *= 1e4
+    x[2] = 0.0
+    check(variant, data, x, t)
+
+
+def test_weights_that_round_alike(variant):
+    """Half of the points weigh one and half of them a fraction that no digit holds: their roundings must not add up."""
+    size, count = 128, 6000
+    rng = np.random.default_rng(3)
+    data = np.zeros((count, size), np.uint8)
+    data[:, 1:] = 100
+    lighter = rng.random(count) < 0.5
+    data[lighter, 0] = 255
+    data[rng.integers(count, size=20), 2:] = rng.integers(256, size=(20, size - 2))
+    x = np.zeros((1, size), np.float32)
+    x[0, 0] = -2.3
+    check(variant, data, x, 0.15)
