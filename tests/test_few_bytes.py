@@ -15,12 +15,13 @@ SCALE, OFFSET = 2 / 255, -1.0
 
 def check(variant, data, x, t, **options):
     """All quantities against those of float64 by definition; and a query's do not depend on the others'."""
-    narrow = variant.field(data, scale=SCALE, offset=OFFSET)
+    given = {"weights": options.pop("weights")} if "weights" in options else {}
+    narrow = variant.field(data, scale=SCALE, offset=OFFSET, **given)
     got = narrow.evaluate(x, t, VECTORS + NUMBERS, **options)
     values = data.astype(np.float64) * SCALE + OFFSET
     if variant.backend == "numba":  # which holds bytes in float32
         values = values.astype(np.float32).astype(np.float64)
-    field = ff.VelocityField(values, backend="numpy")
+    field = ff.VelocityField(values, backend="numpy", **given)
     want = field.evaluate(x.astype(np.float64), t, VECTORS + NUMBERS, **options)
     for name, value in got.items():
         assert np.isfinite(value).all(), name
@@ -61,12 +62,14 @@ def test_points_left_out(variant, t):
 @pytest.mark.parametrize("size", [3841, 12289])
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_the_largest_sums(variant, size, sign):
-    """All bytes and all digits of a query as large as they can be: sums of 32 bits end before they overflow."""
+    """Bytes, and digits of a query, as large as they get: sums of 32 bits end before they overflow."""
     data = np.full((40, size), 255, np.uint8)
     data[1::2, ::3] = 0
     data[7] = 0
-    x = np.full((2, size), 40.0 * sign, np.float32)
+    x = np.full((3, size), 40.0 * sign, np.float32)
     x[1] = sign
+    x[2] = sign * 0.5 * (1 + 2.0**-16)  # beside the largest, low digits that are all alike and large
+    x[2, 5] = sign
     for t in (0.02, 0.2):
         check(variant, data, x, t)
 
@@ -81,6 +84,19 @@ def test_queries_of_any_size(variant, t):
     x[1] *= 1e4
     x[2] = 0.0
     check(variant, data, x, t)
+
+
+@pytest.mark.parametrize("t", [0.0, 0.2, 0.7])
+def test_long_chunks_and_masses(variant, t):
+    """So many points that chunks are as long as they get; some without mass, of whole strips at the beginning too."""
+    count, size = 70_000, 64
+    rng = np.random.default_rng(4)
+    data = rng.integers(256, size=(count, size), dtype=np.uint8)
+    mass = rng.uniform(0.1, 2.0, count)
+    mass[:1500] = mass[5000:5100] = 0.0
+    x = (t * (data[[4, 40_000]] * SCALE + OFFSET) + (1 - t) * rng.normal(size=(2, size))).astype(np.float32)
+    check(variant, data, x, t)
+    check(variant, data, x, t, weights=mass)
 
 
 def test_weights_that_round_alike(variant):

@@ -1,15 +1,15 @@
 /* Few queries: bound by the memory bandwidth. A chunk is cut in strips, and one loop takes the dot products of a strip and
    the sums of the strip before, which is still in cache: each point is read from memory once, and memory is read all the
    time. Vectors run along the dimensions. Included once for each pair of storage type FF_S and compute type FF_T;
-   float64 arithmetic is by residuals throughout, float32 arithmetic as treatment.inc.h tells. For bytes few_bytes.inc.h
-   takes its place, where rows are not shorter than a vector. */
+   float64 arithmetic is by residuals throughout, float32 arithmetic as treatment.inc.h tells. The dot products and sums
+   of bytes are those of few_bytes.inc.h, where rows are not shorter than a vector. */
 
 #ifndef FF_FEW
 #define FF_FEW
 enum {
-    FEW_CHUNK = 256, /* points: longer sums in the compute type would round too much */
-    /* Whole numbers do not round, and the longer a chunk of bytes, the fewer of its weights have two digits: up to so many
-       points, if that leaves so many chunks to share out. */
+    FEW_CHUNK = 256, /* points, of a chunk and at most of a strip: longer sums in the compute type would round too much */
+    /* Whole numbers do not, and the longer a chunk of bytes, the fewer of its weights have two digits: FEW_LONG_CHUNK points,
+       if that leaves FEW_CHUNKS chunks to share out. */
     FEW_LONG_CHUNK = 1024,
     FEW_CHUNKS = 64,
     FEW_STRIP = 32 * 1024, /* bytes of a strip: it stays in the first-level cache */
@@ -17,12 +17,13 @@ enum {
        of the next page early. Twice as far was slower (Zen 3), half as far as fast. */
     FEW_AHEAD = 1024,
     FEW_UNSUSPECTED = 100, /* nats below the largest from which no weight is suspect, whatever its terms are */
-    FEW_TOGETHER = 8,      /* points of bytes that are summed together: registers hold the weights of no more */
+    FEW_BYTES = 4 * F32_LANES, /* of a vector */
+    FEW_TOGETHER = 8,          /* points of bytes that are summed together: registers hold the weights of no more */
     FEW_LISTED = FEW_CHUNK + 2 * FEW_TOGETHER /* those of a strip, and what is left of two lists of the strip before */
 };
 
-/* What the kernel makes of a query, once: its treatment, e, and q in the compute type; the centre, likewise, is one row for
-   all of them. */
+/* What the kernel makes of a query, once: its treatment, e, and q in the compute type, or of bytes its digits; the centre,
+   in the order of the sums, is one row for all of them. */
 typedef struct {
     treatment how;
     double *e;
@@ -32,12 +33,6 @@ typedef struct {
     double window;      /* unless zero, logits only screen, and those less than this below the largest are computed exactly */
     double unit, begin; /* bytes: a dot product is unit (begin + that of the digits of q and what is stored) */
 } few_packed;
-
-/* Points of bytes with one digit of their weights */
-typedef struct {
-    int64_t count, index[FEW_LISTED];
-    int16_t weight[FEW_LISTED];
-} few_list;
 
 /* What a query keeps during a chunk: the points that have weight and are not yet in the sums, the sums in float64, and in
    the compute type. */
@@ -49,24 +44,32 @@ typedef struct {
     double weight[FEW_LISTED];
     double *sum;
     void *narrow_sum;
-    double rest;       /* bytes: what the weights so far were more than their digits */
-    few_list digit[2]; /* bytes: low digits, high digits */
+    double rest; /* bytes: what the weights so far were more than their digits */
 } few_query;
+
+/* Points of bytes with one digit of their weights */
+typedef struct {
+    int64_t count, index[FEW_LISTED];
+    int16_t weight[FEW_LISTED];
+} few_list;
 
 typedef struct {
     few_query query[FEW_QUERIES];
     double logit[FEW_CHUNK];
+    few_list digit[2]; /* low digits, high digits */
 } few_scratch;
 /* Rows of scratch of each query behind that: two of sums in float64 and one more value, and one in the compute type. */
 enum { FEW_ROWS = 4 };
 
+static inline int few_is_whole(int64_t size) { return size >= FEW_BYTES; }
+
 static int64_t few_chunk(const ff_points *points) {
+    int is_whole = 0;
 #ifdef WHOLE_NUMBERS
-    const int bytes = points->dtype == FF_UINT8 || points->dtype == FF_INT8;
-    if (bytes) return ff_max(FEW_CHUNK, ff_min(FEW_LONG_CHUNK, points->count / FEW_CHUNKS / FEW_CHUNK * FEW_CHUNK));
+    is_whole = (points->dtype == FF_UINT8 || points->dtype == FF_INT8) && few_is_whole(points->size);
 #endif
-    (void)points;
-    return FEW_CHUNK;
+    const int64_t shared_out = points->count / FEW_CHUNKS / FEW_CHUNK * FEW_CHUNK;
+    return is_whole ? ff_max(FEW_CHUNK, ff_min(FEW_LONG_CHUNK, shared_out)) : FEW_CHUNK;
 }
 /* Values of a row of scratch, and of what is packed: rows begin with cache lines. */
 static int64_t few_stride(const ff_points *points) {
@@ -103,12 +106,13 @@ static double few_raise(few_query *query, double largest, int64_t rows) {
     return keep;
 }
 
-/* From logits to weights, added to the partial sums of a query, which lists the points that have more than `least`. */
+/* From logits to weights, added to the partial sums of a query, which lists the points that have `least` or more. The
+   others stay in the total, as all of them together are less than what a mean rounds by. */
 static void few_weigh(const double *logit, int64_t start, int64_t count, double least, few_query *query) {
     partial *p = &query->part;
     int64_t kept = query->pending;
     double *weights = query->weight + kept;
-    for (int64_t i = 0; i < count; i += F64_LANES) /* the chunk is a multiple of the lanes */
+    for (int64_t i = 0; i < count; i += F64_LANES) /* there is room for a whole vector: see FEW_LISTED */
         f64_store(weights + i, f64_exp(f64_sub(f64_load(logit + i), f64_set1(p->largest))));
     for (int64_t i = 0; i < count; i++) {
         const double below = logit[i] - p->largest, weight = weights[i];
@@ -307,9 +311,9 @@ static void NAME_ST(few_stream)(const ff_points *points, const few_packed *packe
     else NAME_ST(few_pass)(points, packed->q, packed->centre, 0, start, stop, query, dots);
 }
 
-/* The exact logit of a point. */
 static double NAME_ST(few_logit)(const ff_points *points, const few_packed *packed, int64_t j) {
-    return log_mass(points, j) - packed->how.exact.precision * NAME_S(distance)(points, packed->e, &packed->how.exact, j);
+    const coefficients *exact = &packed->how.exact;
+    return exact_logit(points, exact, j, NAME_S(distance)(points, packed->e, exact, j));
 }
 
 /* Compute those of the logits of a strip exactly that may carry weight; returns the largest of all so far. */
@@ -319,7 +323,7 @@ static double NAME_ST(few_screen)(const ff_points *points, int64_t start, int64_
     for (int64_t j = start; j < stop; j++) {
         double *logit = logits + (j - start);
         if (*logit >= largest - packed->window && j != query->without) *logit = NAME_ST(few_logit)(points, packed, j);
-        exact = fmax(exact, *logit);
+        if (*logit > exact) exact = *logit; /* fmax would be a call */
     }
     return exact;
 }
@@ -335,13 +339,14 @@ static void NAME_ST(few_dots_strip)(const ff_job *job, int64_t start, int64_t st
         double *logit = s->logit + (j - start);
         *logit += log_mass(points, j) - how->square * points->square[j] + how->base;
         if (j == query->without) *logit = FF_LEFT_OUT;
-        if (*logit > largest) largest = *logit; /* fmax would be a call */
+        if (*logit > largest) largest = *logit;
     }
     if (packed->window > 0.0) largest = NAME_ST(few_screen)(points, start, stop, packed, query, s->logit, largest);
     if (largest > query->part.largest) {
         const double keep = few_raise(query, largest, packed->narrow ? 0 : ff_rows(job));
+        const int64_t values = packed->narrow ? NAME_ST(few_row)(points->size) : 0;
         FF_TT *sum = query->narrow_sum;
-        for (int64_t k = 0; k < NAME_ST(few_row)(points->size) && packed->narrow; k++) sum[k] *= (FF_TT)keep;
+        for (int64_t k = 0; k < values; k++) sum[k] *= (FF_TT)keep;
     }
     if (packed->window == 0.0 && may_be_suspect(points, how, largest - how->base))
         for (int64_t j = start; j < stop; j++) {
@@ -356,7 +361,7 @@ static void NAME_ST(few_dots_strip)(const ff_job *job, int64_t start, int64_t st
         NAME_ST(few_wide_sums)(job, packed, query);
         return;
     }
-    WHOLE(points->size, NAME_ST(few_whole_sums)(points, packed, query, stop, 0))
+    WHOLE(points->size, NAME_ST(few_whole_sums)(points, packed, query, s->digit, stop, 0))
     query->pending = fill_up_to_four(query->pending, query->index, query->weight);
 }
 
@@ -388,9 +393,9 @@ static void NAME_ST(few_pack)(const ff_job *job, int64_t query, int64_t count, v
 }
 
 /* The last points of a query, and its sums in float64. */
-static void NAME_ST(few_end)(const ff_points *points, const few_packed *packed, int64_t stop, few_query *query, double *dots) {
-    WHOLE(points->size, NAME_ST(few_whole_end)(points, packed, query)) {
-        NAME_ST(few_stream)(points, packed, stop, stop, query, dots);
+static void NAME_ST(few_end)(const ff_points *points, const few_packed *packed, int64_t stop, few_query *query, few_scratch *s) {
+    WHOLE(points->size, NAME_ST(few_whole_end)(points, packed, query, s->digit)) {
+        NAME_ST(few_stream)(points, packed, stop, stop, query, s->logit);
         for (int64_t k = 0; k < points->size; k++) query->sum[k] = (double)((FF_TT *)query->narrow_sum)[k];
     }
 }
@@ -420,7 +425,7 @@ static void NAME_ST(few_compute)(const ff_job *job, int64_t start, int64_t stop,
             (packed[i].how.sharp ? NAME_ST(few_exact_strip) : NAME_ST(few_dots_strip))(
                 job, j, ff_min(j + strip, stop), packed + i, s->query + i, s);
     for (int64_t i = 0; i < count; i++)
-        if (packed[i].narrow) NAME_ST(few_end)(points, packed + i, stop, s->query + i, s->logit);
+        if (packed[i].narrow) NAME_ST(few_end)(points, packed + i, stop, s->query + i, s);
 }
 #undef WHOLE
 #undef FEW_STEP

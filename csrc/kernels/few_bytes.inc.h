@@ -1,34 +1,33 @@
-/* Few queries against points that are stored as bytes, in whole numbers: half the instructions that float32 takes.
+/* The dot products and sums of few queries against points that are stored as bytes, in whole numbers: half the instructions
+   that float32 takes.
 
-   Dot products. q becomes whole numbers of 29 bits and a sign, in units of the largest |q_k| over 2^29. The two digits of
-   each meet the stored bytes in sums of 32 bits that do not round: all that rounds is q, by half a unit, which is less
-   than treatment.inc.h takes as the bound of float32.
+   Dot products. q becomes whole numbers of 29 bits and a sign, in units of the largest |q_k| over 2^29 - 2^15. The two digits
+   of each meet the stored bytes in sums of 32 bits that do not round: all that rounds is q, by half a unit.
 
    Sums. Weights become whole numbers of units, in such a way that the running sum of weights is never off by more than half
-   a unit: what one is rounded by, the next makes up for. What n points are rounded by is in the sum some 0.3 unit sqrt(n)
-   times the spread of the points, and the sum itself is no less than some sqrt(sum of w^2) times that, where weights are
-   nearly equal: the unit is FEW_UNIT of this root, for a relative error of 1e-6 in a chunk of 1,024. Points are listed once
-   for each of the two digits of their number that is not zero: most of them once where weights differ, those without weight
-   not at all. FEW_TOGETHER listed points are summed without rounding before the sum goes to float32. Those that do not fill
-   such a group are pending until the next strip.
+   a unit: what one is rounded by, the next makes up for. Where weights do not follow the points in step, what n of them are
+   rounded by is in the sum some 0.4 unit sqrt(n) times the spread of the points, and the sum itself is no less than some
+   sqrt(sum of w^2) times that, where weights are nearly equal: the unit is FEW_UNIT of this root or half of that, for a
+   relative error of 1e-6 to 2e-6 in a chunk of 1,024. Points are listed once for each of the two digits of their number that is
+   not zero: most of them once where weights differ, those without weight not at all. FEW_TOGETHER listed points are summed
+   without rounding before the sum goes to float32 and the centre is taken off. Those that do not fill such a group are
+   pending until the next strip.
 
-   The even bytes of a vector and the odd ones are vectors of 16 bits, and in the sums pairs of points are interleaved in
-   each half: all that runs along the dimensions is in that order. The last vector of a row ends where the row does, and
-   has some dimensions that the one before has too: there their q is zero, and their sums are the same. Included once for
-   each type of bytes FF_S. */
+   The even bytes of a vector and the odd ones are vectors of 16 bits; the digits of q are in that order, and the sums in
+   another one, as in them pairs of points are interleaved in each half of these. The last vector of a row ends where the
+   row does, and has some dimensions that the one before has too: there the digits of q are zero, and the sums are the same.
+   Included once for each type of bytes FF_S. */
 
 #ifndef FF_FEW_BYTES
 #define FF_FEW_BYTES
 enum {
-    FEW_BYTES = 4 * F32_LANES, /* of a vector */
     FEW_BITS = 15,             /* of a digit */
     FEW_LONGEST = 120,         /* vectors in a sum of 32 bits: four products of 255 and 2^14 each, together below 2^31 */
     FEW_FETCHED = FF_LINE / FEW_BYTES /* vectors of a row in what is fetched at a time */
 };
 
-static const double FEW_UNIT = 0x1p-23;
+static const double FEW_UNIT = 0x1.8p-23;
 
-static int few_is_whole(int64_t size) { return size >= FEW_BYTES; }
 static int64_t few_vectors(int64_t size) { return ff_ceil_div(size, FEW_BYTES); }
 /* Where a vector of a row begins. */
 static inline int64_t few_begin(int64_t vector, int64_t size) { return ff_min(vector * FEW_BYTES, size - FEW_BYTES); }
@@ -42,8 +41,8 @@ static inline int64_t few_digit_byte(int64_t place) {
 }
 
 /* List the pending points of a query by the digits of their weights in units. */
-static void few_list_pending(few_query *query, double unit) {
-    few_list *low = query->digit, *high = query->digit + 1;
+static void few_list_pending(few_query *query, few_list *digit, double unit) {
+    few_list *low = digit, *high = digit + 1;
     const double inverse = 1.0 / unit;
     double sum = query->rest * inverse;
     int64_t lows = 0, highs = 0;
@@ -65,10 +64,9 @@ static void few_list_pending(few_query *query, double unit) {
     query->pending = 0;
 }
 
-/* Fetch a part of `count` rows that corresponds to one vector of each of twice as many. A strip takes as long for its dot
-   products as for its sums, so that each fetches half of the next. To the second-level cache: the strip itself and the
-   next do not both fit in the first. */
-static inline __attribute__((always_inline)) void few_fetch(const void *const *rows, int count, int64_t vector) {
+/* Fetch `count` rows while twice as many are at work, vector by vector. The sums of a strip take about as long as its dot
+   products, and each fetches half of the next strip: to the second-level cache, as the first does not hold two. */
+INLINE void few_fetch(const void *const *rows, int count, int64_t vector) {
     FF_UNROLL
     for (int i = 0; i < count; i += FEW_FETCHED)
         __builtin_prefetch((const char *)rows[i + vector % FEW_FETCHED] + vector / FEW_FETCHED * FF_LINE, 0, 2);
@@ -91,25 +89,20 @@ static void NAME_ST(few_whole_centre)(const ff_points *points, float *centre) {
 }
 
 /* How a query is treated, and q = factor e in digits, [vector][digit, low first][FEW_BYTES], with what its dot products begin at.
-   Logits are good enough much closer to t = 1 than in float32, and still screen where they are not; there and where float32
-   is not enough for the sums, these are in float64, of the points that have weight. */
+   Logits are good enough much closer to t = 1 than in float32, and where they are not they still screen; there and where
+   float32 is not enough for the sums, these are in float64, of the points that have weight. */
 static void NAME_ST(few_whole_put)(const ff_job *job, few_packed *p, const coefficients *c, double factor) {
     const ff_points *points = job->points;
     const int64_t size = points->size;
     int16_t *to = p->q;
     double largest = 0.0;
     for (int64_t k = 0; k < size; k++) largest = fmax(largest, fabs(p->e[k]));
-    /* Half a unit in each dimension, of |q| */
+    /* Half a unit in each dimension, of |q|. Sums are a few times more exact than in float32. */
     const double rounding = c->norm > 0.0 ? 0x1p-30 * sqrt((double)size) * largest / c->norm : 0.0;
-    roundoff u = {rounding, rounding, 0.5, INFINITY};
-    p->how = NAME_ST(settle)(job, c, u);
-    if (p->how.sharp && !job->pointwise) {
-        p->window = 2.0 * p->how.dot_error + NAME_ST(negligible)(points);
-        u.dot = 0.0;
-        p->how = NAME_ST(settle)(job, c, u);
-    }
+    p->how = NAME_ST(settle)(job, c, (roundoff){rounding, INFINITY, rounding, 0.5, INFINITY});
     p->how.sharp |= job->pointwise;
     if (p->how.sharp) return;
+    if (p->how.dot_error > NAME_ST(roundoff)(size).limit) p->window = 2.0 * p->how.dot_error + NAME_ST(negligible)(points);
     /* Room for the low digit to carry into the high one. Less than that makes no difference to logits. */
     largest *= fabs(factor);
     p->unit = largest > 1e-290 ? largest / (double)((1 << (2 * FEW_BITS - 1)) - (1 << FEW_BITS)) : 0.0;
@@ -209,11 +202,15 @@ INLINE void NAME_ST(few_whole_add)(const ff_points *points, const int64_t *index
 
 /* Add the pending points of a query to its sums, as many of them as fill groups; meanwhile points from `next` on are fetched.
    If it is the end, all the same. */
-static void NAME_ST(few_whole_sums)(const ff_points *points, const few_packed *p, few_query *query, int64_t next, int is_end) {
-    const double unit = FEW_UNIT * sqrt(query->part.second), units[2] = {unit, unit * (1 << FEW_BITS)};
-    few_list_pending(query, units[0]);
+static void NAME_ST(few_whole_sums)(const ff_points *points, const few_packed *p, few_query *query, few_list *lists,
+                                    int64_t next, int is_end) {
+    if (query->pending == 0) return;
+    int exponent; /* a power of two: those that are pending again need not round again */
+    frexp(FEW_UNIT * sqrt(query->part.second), &exponent);
+    const double units[2] = {ldexp(1.0, exponent - 1), ldexp(1.0, exponent - 1 + FEW_BITS)};
+    few_list_pending(query, lists, units[0]);
     for (int digit = 0; digit < 2; digit++) {
-        few_list *list = query->digit + digit;
+        few_list *list = lists + digit;
         for (; is_end && list->count % FEW_TOGETHER != 0; list->count++) {
             list->index[list->count] = list->index[list->count - 1];
             list->weight[list->count] = 0;
@@ -233,9 +230,9 @@ static void NAME_ST(few_whole_sums)(const ff_points *points, const few_packed *p
 }
 
 /* The last points of a query, and its sums in the order of the dimensions. */
-static void NAME_ST(few_whole_end)(const ff_points *points, const few_packed *p, few_query *query) {
+static void NAME_ST(few_whole_end)(const ff_points *points, const few_packed *p, few_query *query, few_list *lists) {
     const float *sums = query->narrow_sum;
-    NAME_ST(few_whole_sums)(points, p, query, points->count, 1);
+    NAME_ST(few_whole_sums)(points, p, query, lists, points->count, 1);
     for (int64_t vector = 0; vector < few_vectors(points->size); vector++, sums += FEW_BYTES) {
         double *to = query->sum + few_begin(vector, points->size);
         FF_UNROLL

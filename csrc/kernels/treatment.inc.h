@@ -33,22 +33,24 @@ static inline int may_be_suspect(const ff_points *points, const treatment *b, do
     return suspect_terms(b, largest) + 2.0 * b->square * points->largest_square > b->suspect;
 }
 
-/* How exact the arithmetic is. */
+/* How exact the arithmetic of dot products and sums is. */
 typedef struct {
-    double dot;   /* a dot product is off by at most so much of |q| |mu'| */
-    double unit;  /* what is seen of that, of the terms that it is summed from: short sums of random roundings */
-    double close; /* from this signal-to-noise ratio of a dimension on, the rounding of a sum of p mu' shows in the residual */
-    double ratio; /* the largest that it can have at all */
+    double dot;   /* a dot product is off by at most so much of |q| |mu'|, */
+    double limit; /* of which a logit of a smooth query may have so much */
+    double unit;  /* a typical logit is off by so much of its terms */
+    /* Ratios of signal to noise of a dimension, beta |mu'| / sqrt(D size): a sum of p mu' loses digits by it against e, in
+       the residual e - beta mean. Beyond the first, heavy weights are summed in float64; beyond the second, all. */
+    double close, ratio;
 } roundoff;
 #endif
 
-/* That of the compute type: a sum of `size` products, of which either factor is rounded. Where the signal-to-noise ratio is
-   large, a sum of p mu' loses digits against e in the residual e - beta mean: some ten roundings of it must stay below the
-   accuracy asked for. */
+/* That of the compute type, u its unit roundoff: sums of `size` products of factors that may be rounded too, in short sums
+   of random roundings. Beyond a quarter of a nat its weights are not to be trusted. Some ten roundings of a sum must stay
+   below the accuracy asked for. */
 static inline roundoff NAME_ST(roundoff)(int64_t size) {
     const double u = sizeof(FF_TT) == 4 ? 0x1p-24 : 0x1p-53;
-    return sizeof(FF_TT) == 4 ? (roundoff){((double)size + 4.0) * u, u, 0.2, 2.0}
-                              : (roundoff){((double)size + 4.0) * u, u, INFINITY, 500.0};
+    const int is_narrow = sizeof(FF_TT) == 4;
+    return (roundoff){((double)size + 4.0) * u, 0.25, u, is_narrow ? 0.2 : INFINITY, is_narrow ? 2.0 : 500.0};
 }
 
 /* Nats below the largest logit from which all points together weigh less than what the type rounds by. */
@@ -64,20 +66,17 @@ static treatment NAME_ST(settle)(const ff_job *job, const coefficients *c, round
     const double largest = sqrt(points->largest_square);
     treatment b = {.exact = *c};
 
-    /* If a dot product is off by more than a quarter the weights are not to be trusted to it, nor is a q that may overflow the
-       compute type. And the signal-to-noise ratio of a single dimension is beta |mu'| / sqrt(D size). */
     const double query = fabs(c->beta) * inverse * c->norm;
     const double ratio = fabs(c->beta) * sqrt(inverse * points->mean_square / size);
     b.dot_error = u.dot * query * largest;
     b.terms = 2.0 * query * largest / sqrt(size);
-    b.sharp = !(b.dot_error <= 0.25 && ratio <= u.ratio && query < 1e30 && inverse < 1e30);
+    b.sharp = !(b.dot_error <= u.limit && ratio <= u.ratio && query < 1e30 && inverse < 1e30); /* q must not overflow */
     if (!b.sharp) {
         b.scale = 1.0;
         b.base = c->is_far || job->pointwise ? 0.0 : -c->precision * c->norm * c->norm;
         b.square = 0.5 * c->beta * c->beta * inverse;
-        /* A weight may be off by the tolerance below. Where float32 queries lie close to their points, the residual is a
-           difference of what the points contribute: there weights are held eight times closer, and the heavy ones
-           summed in float64. */
+        /* A weight may be off by the tolerance below, a sixteenth of it where a float32 query lies so close to its points
+           that the residual is a difference of what these contribute. */
         b.suspect = (sizeof(FF_TT) == 4 ? (ratio > 0.2 ? 2.5e-7 : 4e-6) : 5e-14) / u.unit;
         b.heavy = ratio > u.close ? 0.125 : INFINITY;
     } else {
