@@ -71,7 +71,8 @@ def test_results_are_those_of_the_values(variant, dtype, size, batch):
 @pytest.mark.parametrize("dtype", STORED)
 def test_long_rows_and_few_queries(variant, dtype, size, around_zero):
     """Rows that are read in blocks, with a rest, and those too long for the first-level cache; early, where float32
-    sums them; about zero, where no centre is taken away, and elsewhere."""
+    sums them, and later, where it does no more than find those that count; about zero, where no centre is taken away,
+    and elsewhere."""
     data = stored(dtype, 75, size)
     if not around_zero and dtype not in ("uint8", "int8"):
         data = (data + 3).astype(data.dtype)
@@ -79,7 +80,7 @@ def test_long_rows_and_few_queries(variant, dtype, size, around_zero):
     points = held(variant, data.astype(np.float64) * 0.5 + offset, dtype)
     exact = type(variant)("numpy").field(points, source_variance=float(points.var()))
     field = variant.field(data, scale=0.5, offset=offset, source_variance=float(points.var()))
-    for t in (0.05, 0.12):
+    for t in (0.05, 0.12, 0.3, 0.7, 0.9999):
         for batch in (1, 3, 4):
             x = queries(points, batch, t).astype(np.float32)
             want = exact.evaluate(x.astype(np.float64), t, VECTORS + NUMBERS)
@@ -87,7 +88,7 @@ def test_long_rows_and_few_queries(variant, dtype, size, around_zero):
                 got = field.evaluate(x, t, chosen)
                 for name in chosen:
                     error = np.abs(got[name].astype(np.float64) - want[name]).max()
-                    assert error <= TOLERANCE["float32"] * np.abs(want[name]).max(), (t, batch, name)
+                    assert error <= TOLERANCE["float32"] * max(np.abs(want[name]).max(), 1e-3), (t, batch, name)
 
 
 @pytest.mark.parametrize("dtype", STORED)

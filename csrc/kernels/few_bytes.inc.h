@@ -40,6 +40,19 @@ static inline int64_t few_digit_byte(int64_t place) {
     return place % (FEW_BYTES / 2) * 2 + place / (FEW_BYTES / 2);
 }
 
+/* The largest |e_k|. */
+static double few_largest(const double *e, int64_t size) {
+    double largest = 0.0;
+    for (int64_t k = 0; k < size; k++) largest = fmax(largest, fabs(e[k]));
+    return largest;
+}
+
+/* Of dot products: half a unit in each dimension, of |q|. Sums are a few times more exact than in float32. */
+static roundoff few_whole_roundoff(const coefficients *c, const double *e, int64_t size) {
+    const double rounding = c->norm > 0.0 ? 0x1p-30 * sqrt((double)size) * few_largest(e, size) / c->norm : 0x1p-30;
+    return (roundoff){rounding, 0.25, rounding, 0.5, 2.0};
+}
+
 /* List the pending points of a query by the digits of their weights in units. */
 static void few_list_pending(few_query *query, few_list *digit, double unit) {
     few_list *low = digit, *high = digit + 1;
@@ -88,23 +101,12 @@ static void NAME_ST(few_whole_centre)(const ff_points *points, float *centre) {
     }
 }
 
-/* How a query is treated, and q = factor e in digits, [vector][digit, low first][FEW_BYTES], with what its dot products begin at.
-   Logits are good enough much closer to t = 1 than in float32, and where they are not they still screen; there and where
-   float32 is not enough for the sums, these are in float64, of the points that have weight. */
-static void NAME_ST(few_whole_put)(const ff_job *job, few_packed *p, const coefficients *c, double factor) {
-    const ff_points *points = job->points;
+/* q = factor e in digits, [vector][digit, low first][FEW_BYTES], and what its dot products begin at. */
+static void NAME_ST(few_whole_put)(const ff_points *points, few_packed *p, double factor) {
     const int64_t size = points->size;
+    const double largest = fabs(factor) * few_largest(p->e, size);
     int16_t *to = p->q;
-    double largest = 0.0;
-    for (int64_t k = 0; k < size; k++) largest = fmax(largest, fabs(p->e[k]));
-    /* Half a unit in each dimension, of |q|. Sums are a few times more exact than in float32. */
-    const double rounding = c->norm > 0.0 ? 0x1p-30 * sqrt((double)size) * largest / c->norm : 0.0;
-    p->how = NAME_ST(settle)(job, c, (roundoff){rounding, INFINITY, rounding, 0.5, INFINITY});
-    p->how.sharp |= job->pointwise;
-    if (p->how.sharp) return;
-    if (p->how.dot_error > NAME_ST(roundoff)(size).limit) p->window = 2.0 * p->how.dot_error + NAME_ST(negligible)(points);
-    /* Room for the low digit to carry into the high one. Less than that makes no difference to logits. */
-    largest *= fabs(factor);
+    /* With room for the low digit to carry into the high one. A smaller q makes no difference to logits. */
     p->unit = largest > 1e-290 ? largest / (double)((1 << (2 * FEW_BITS - 1)) - (1 << FEW_BITS)) : 0.0;
     const double inverse = p->unit > 0.0 ? factor / p->unit : 0.0;
     int64_t begin = 0;
