@@ -200,6 +200,15 @@ def _linear_section(found: Sequence[scaling.Sweep]) -> Section:
     return Section("Linear cost", words, columns, rows, left=3, picture=pictures.LINEAR)
 
 
+def _path_section(found: Sequence[scaling.Path]) -> Section:
+    rows = [[own.name, *(f"{seconds * 1e3:.4g}" for seconds in own.seconds)] for own in found]
+    words = (
+        f"Milliseconds of `{OURS}` from noise almost to the data, with queries on the path to points of it. Near t = 0 "
+        "all points have weight, and near t = 1 float32 loses its digits: neither may cost much."
+    )
+    return Section("Along the path", words, ("case", *(f"t = {t:g}" for t in scaling.TIMES)), rows)
+
+
 def _thread_section(found: Sequence[scaling.Speedup]) -> Section:
     counts = found[0].threads
     rows = [[own.name, *(f"{factor:.2f}" for factor in own.factors)] for own in found]
@@ -262,10 +271,12 @@ def measured(
     _progress("small calls")
     overheads = overhead.overheads(num_threads, _CALLS[mode], backends)
     sweeps: list[scaling.Sweep] = []
+    paths: list[scaling.Path] = []
     speedups: list[scaling.Speedup] = []
     if OURS in backends:
         _progress("growth of the time, threads")
-        sweeps, speedups = scaling.sweeps(OURS, num_threads, mode), scaling.speedups(OURS, num_threads, mode)
+        sweeps, paths = scaling.sweeps(OURS, num_threads, mode), scaling.paths(OURS, num_threads, mode)
+        speedups = scaling.speedups(OURS, num_threads, mode)
 
     native = ff.backends()[OURS]
     verdicts = targets.verdicts(
@@ -285,7 +296,7 @@ def measured(
     if overheads:
         page.append(_overhead_section(overheads))
     if sweeps:
-        page += [_linear_section(sweeps), _thread_section(speedups)]
+        page += [_linear_section(sweeps), _path_section(paths), _thread_section(speedups)]
     multiply_adds, reading = (float(np.median(rates)) for _, rates in roof[:2])
     return page, Figures(found, (multiply_adds, reading), sweeps, speedups)
 

@@ -1,4 +1,5 @@
-"""How the time grows: with points, dimensions and queries, which should be linear; and what more threads bring."""
+"""How the time grows: with points, dimensions and queries, which should be linear, and along the path, where it should
+not; and what more threads bring."""
 
 from __future__ import annotations
 
@@ -90,6 +91,37 @@ def sweeps(backend: str, num_threads: int, mode: str) -> list[Sweep]:
         fixed = {"N": num_points, "d": dim, "B": num_queries}
         words = ", ".join(f"{key} = {value:,}" for key, value in fixed.items() if value)
         found.append(Sweep(name, words, chosen, tuple(seconds.tolist()), float(start), float(slope)))
+    return found
+
+
+# The cases along the path, and times from noise almost to the data.
+_PATH_CASES = ("digits", "mnist-batch", "mnist-single", "mnist-single-uint8")
+TIMES = (0.01, 0.1, 0.3, 0.5, 0.9, 0.999)
+
+
+@dataclass(frozen=True)
+class Path:
+    """Seconds of one backend on a case for each of `TIMES`, with queries on the path to points of the data."""
+
+    name: str
+    seconds: tuple[float, ...]
+
+
+def paths(backend: str, num_threads: int, mode: str) -> list[Path]:
+    """What a time costs: near t = 0 all points have weight, and near t = 1 float32 loses its digits."""
+    (contender,) = (c for c in backend_contenders(num_threads) if c.name == backend)
+    found = []
+    for case in cases(mode, _PATH_CASES):
+        points, noise = case.points(), case.queries()
+        ends = np.linspace(0, case.num_points - 1, case.num_queries).astype(int)
+        targets = np.concatenate([points.block(j, j + 1) for j in ends])
+        calls: dict[str, Callable[[], object]] = {}
+        for t in TIMES:
+            x = ((1.0 - t) * noise + t * targets).astype(np.float32)
+            calls[str(t)] = partial(contender.prepare(points, t), x)
+            calls[str(t)]()
+        times = measure.interleaved(calls, _ROUNDS[mode], _PACE[mode])
+        found.append(Path(case.name, tuple(float(np.median(times[str(t)])) for t in TIMES)))
     return found
 
 

@@ -136,8 +136,10 @@ def test_a_plain_c_program(differ, times, tmp_path):
 
 
 def test_hostile_callers(tmp_path):
-    """NULLs and other bad arguments, threads and a fork: see the program."""
-    run([compiled(HERE / "native" / "hostile.c", tmp_path)])
+    """NULLs and other bad arguments, threads and a fork amid them: see the program. The allocator of AddressSanitizer
+    does not know of forks (GCC 12): a child may wait for ever for a lock that another thread held."""
+    after = ["fork afterwards"] if "asan" in os.environ.get("LD_PRELOAD", "") else []
+    run([compiled(HERE / "native" / "hostile.c", tmp_path), *after])
 
 
 def test_the_header_alone(tmp_path):
