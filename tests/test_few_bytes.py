@@ -111,3 +111,26 @@ def test_weights_that_round_alike(variant):
     x = np.zeros((1, size), np.float32)
     x[0, 0] = -2.3
     check(variant, data, x, 0.15)
+
+
+def test_the_whole_numbers_ran(variant):
+    """Sums that do not round do not depend on the order of the dimensions; those of float32, of the same values, do."""
+    if variant.isa not in ("avx2", "avx512", "amx"):
+        assert variant.isa in (None, "plain", "neon")
+        return
+    rng = np.random.default_rng(5)
+    data = rng.integers(256, size=(500, 784), dtype=np.uint8)
+    x = rng.normal(size=(1, 784)).astype(np.float32)
+    order = rng.permutation(784)
+
+    def change(data, **affine):
+        straight, turned = (
+            variant.field(d, **affine).entropy(q, 0.1)[0] for d, q in ((data, x), (turn(data), turn(x)))
+        )
+        return abs(turned / straight - 1)
+
+    def turn(rows):
+        return np.ascontiguousarray(rows[:, order])
+
+    assert change(data, scale=SCALE, offset=OFFSET) < 1e-13
+    assert change((data * SCALE + OFFSET).astype(np.float32)) > 1e-12

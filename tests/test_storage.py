@@ -88,7 +88,8 @@ def test_long_rows_and_few_queries(variant, dtype, size, around_zero):
                 got = field.evaluate(x, t, chosen)
                 for name in chosen:
                     error = np.abs(got[name].astype(np.float64) - want[name]).max()
-                    assert error <= TOLERANCE["float32"] * max(np.abs(want[name]).max(), 1e-3), (t, batch, name)
+                    least = 1e-3 if t > 0.12 else 0.0  # entropies next to nothing, where one point has all the weight
+                    assert error <= TOLERANCE["float32"] * max(np.abs(want[name]).max(), least), (t, batch, name)
 
 
 @pytest.mark.parametrize("dtype", STORED)

@@ -21,7 +21,7 @@ enum {
        float64: 0.7 to 0.9 times as fast in 20, 1 to 1.2 in 32, 1.1 to 1.4 in 64, 1.6 to 2.1 in 784 and 3,072 (t from 0.2 to
        0.999, two Xeon cores, AVX2). */
     FEW_SCREENED = 32,
-    FEW_UNSUSPECTED = 100, /* nats below the largest from which no weight is suspect, whatever its terms are */
+    FEW_UNSUSPECTED = 100,     /* nats below the largest from which no weight is suspect, whatever its terms are */
     FEW_BYTES = 4 * F32_LANES, /* of a vector */
     FEW_TOGETHER = 8,          /* points of bytes that are summed together: registers hold the weights of no more */
     FEW_LISTED = FEW_CHUNK + 2 * FEW_TOGETHER /* those of a strip, and what is left of two lists of the strip before */
@@ -272,8 +272,9 @@ INLINE void NAME_ST(few_dots4)(const FF_STORED *const *row, const FF_TT *q, cons
 INLINE roundoff NAME_ST(few_roundoff)(const coefficients *c, const double *e, int64_t size) {
     (void)c;
     (void)e;
-    WHOLE(size, return few_whole_roundoff(c, e, size))
-    return NAME_ST(roundoff)(size);
+    const roundoff u = NAME_ST(roundoff)(size);
+    WHOLE(size, return few_whole_roundoff(u, c, e, size))
+    return u;
 }
 
 /* Values of a row of sums in the compute type. */
@@ -345,7 +346,7 @@ static double NAME_ST(few_screen)(const ff_points *points, int64_t start, int64_
 
 /* One query over one strip of points, by dot products in the compute type. */
 static void NAME_ST(few_dots_strip)(const ff_job *job, int64_t start, int64_t stop, const few_packed *packed,
-                                      few_query *query, few_scratch *s) {
+                                    few_query *query, few_scratch *s) {
     const ff_points *points = job->points;
     const treatment *how = &packed->how;
     double largest = query->part.largest;

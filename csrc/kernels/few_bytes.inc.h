@@ -47,10 +47,11 @@ static double few_largest(const double *e, int64_t size) {
     return largest;
 }
 
-/* Of dot products: half a unit in each dimension, of |q|. Sums are a few times more exact than in float32. */
-static roundoff few_whole_roundoff(const coefficients *c, const double *e, int64_t size) {
-    const double rounding = c->norm > 0.0 ? 0x1p-30 * sqrt((double)size) * few_largest(e, size) / c->norm : 0x1p-30;
-    return (roundoff){rounding, 0.25, rounding, 0.5, 2.0};
+/* Instead of float32's: dot products are off by half a unit in each dimension, of |q|, and sums are a few times more exact. */
+static roundoff few_whole_roundoff(roundoff u, const coefficients *c, const double *e, int64_t size) {
+    u.dot = u.unit = c->norm > 0.0 ? 0x1p-30 * sqrt((double)size) * few_largest(e, size) / c->norm : 0x1p-30;
+    u.close = 0.5;
+    return u;
 }
 
 /* List the pending points of a query by the digits of their weights in units. */

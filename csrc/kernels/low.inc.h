@@ -386,9 +386,10 @@ static void NAME_S(low_begin)(const ff_job *job, int64_t start, int64_t stop, vo
         for (int64_t k = size; k < padded; k++) value[k] = 0.0f;
         s->log_mass[j - start] = log_mass(points, j);
     }
-    if (low_is_narrow(job)) low_narrow_begin(job, start, stop, &s->tile);
-    if (low_is_narrow(job) && low_may_be_flat(job))
-        low_flat_begin(job, start, stop, s->point, s->row, &s->flat_tile);
+    if (low_is_narrow(job)) {
+        low_narrow_begin(job, start, stop, &s->tile);
+        if (low_may_be_flat(job)) low_flat_begin(job, start, stop, s->point, s->row, &s->flat_tile);
+    }
     if (!job->pointwise) return;
     s->one_time = job->queries->stride == 0;
     s->widest = points->widest[0];

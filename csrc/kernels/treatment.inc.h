@@ -42,6 +42,8 @@ typedef struct {
        the residual e - beta mean. Beyond the first, heavy weights are summed in float64; beyond the second, all. */
     double close, ratio;
 } roundoff;
+/* Where the first of these is in float32, and so where a residual is a difference of what points contribute. */
+static const double CLOSE_RATIO = 0.2;
 #endif
 
 /* That of the compute type, u its unit roundoff: sums of `size` products of factors that may be rounded too, in short sums
@@ -50,7 +52,7 @@ typedef struct {
 static inline roundoff NAME_ST(roundoff)(int64_t size) {
     const double u = sizeof(FF_TT) == 4 ? 0x1p-24 : 0x1p-53;
     const int is_narrow = sizeof(FF_TT) == 4;
-    return (roundoff){((double)size + 4.0) * u, 0.25, u, is_narrow ? 0.2 : INFINITY, is_narrow ? 2.0 : 500.0};
+    return (roundoff){((double)size + 4.0) * u, 0.25, u, is_narrow ? CLOSE_RATIO : INFINITY, is_narrow ? 2.0 : 500.0};
 }
 
 /* Nats below the largest logit from which all points together weigh less than what the type rounds by. */
@@ -75,9 +77,8 @@ static treatment NAME_ST(settle)(const ff_job *job, const coefficients *c, round
         b.scale = 1.0;
         b.base = c->is_far || job->pointwise ? 0.0 : -c->precision * c->norm * c->norm;
         b.square = 0.5 * c->beta * c->beta * inverse;
-        /* A weight may be off by the tolerance below, a sixteenth of it where a float32 query lies so close to its points
-           that the residual is a difference of what these contribute. */
-        b.suspect = (sizeof(FF_TT) == 4 ? (ratio > 0.2 ? 2.5e-7 : 4e-6) : 5e-14) / u.unit;
+        /* A weight may be off by so much: by a sixteenth where a float32 query lies close to its points. */
+        b.suspect = (sizeof(FF_TT) == 4 ? (ratio > CLOSE_RATIO ? 2.5e-7 : 4e-6) : 5e-14) / u.unit;
         b.heavy = ratio > u.close ? 0.125 : INFINITY;
     } else {
         b.scale = c->beta * c->beta * inverse;
