@@ -86,13 +86,14 @@ static inline int64_t ff_rows(const ff_job *job) {
      pack     once for each unit of queries, before any chunk (NULL: nothing to do)
      begin    once for each chunk and scratch: make the tile of points (NULL: nothing to do)
      compute  the partial sums of a block of queries over that chunk, in scratch
-     merge    add them to the job's state; called in the order of the chunks for each query
-     write    from the state of a unit of queries to results (NULL: what the target's write does)
+     merge    add those of a part of the block to the job's state; called in the order of the chunks for each query
+     write    from the state of a part of a block to results (NULL: what the target's write does)
    Chunks depend on the points alone, and a query's result does not depend on the queries beside it. */
 struct ff_kernel {
     int lanes;       /* queries in a panel of the state */
     int block;       /* queries handled together, a multiple of lanes */
-    int unit;        /* queries packed together, and written together: a multiple of lanes that divides the block */
+    int unit;        /* queries packed together: divides the block */
+    int part;        /* queries merged together, and written together: a multiple of lanes that divides the unit */
     int64_t (*chunk)(const ff_points *points);
     size_t (*state_values)(const ff_job *job); /* values of `sum` for each query */
     size_t (*packed_bytes)(const ff_job *job);

@@ -42,8 +42,8 @@ static double batch_gain(const ff_points *points, const coefficients *c, const b
 }
 
 /* clang-format off */
-#define BATCH(s, t) {OF(STATE_LANES, s##_##t), BATCH_PANELS * OF(LANES, t), OF(LANES, t), batch_chunk, sum_values, \
-                     OF(batch_packed_bytes, s##_##t), OF(batch_scratch_bytes, s##_##t), OF(batch_pack, s##_##t), \
+#define BATCH(s, t) {OF(STATE_LANES, s##_##t), BATCH_PANELS * OF(LANES, t), OF(UNIT, s##_##t), OF(PART, s##_##t), batch_chunk, \
+                     sum_values, OF(batch_packed_bytes, s##_##t), OF(batch_scratch_bytes, s##_##t), OF(batch_pack, s##_##t), \
                      NULL, OF(batch_compute, s##_##t), OF(batch_merge, s##_##t), NULL}
 /* clang-format on */
 #endif
@@ -124,7 +124,9 @@ static void NAME_ST(batch_pack)(const ff_job *job, int64_t query, int64_t count,
     NAME_ST(batch_scratch) *s = scratch;
     NAME_ST(batch_lay_out)(job->points, s, scratch);
     treatment *records = job->packed;
-    for (int64_t q = query; q < query + ff_ceil_div(count, LANES) * LANES; q++) {
+    /* The last queries are packed with the idle lanes of their panel. */
+    const int64_t lanes = query + count < job->queries->count ? count : ff_ceil_div(query + count, LANES) * LANES - query;
+    for (int64_t q = query; q < query + lanes; q++) {
         double factor = 0.0, unit = 1.0; /* of q, and of what a logit has of it */
         if (q < query + count) {
             const coefficients c = centred_query(job->points, job->queries, q, s->e);
@@ -132,7 +134,7 @@ static void NAME_ST(batch_pack)(const ff_job *job, int64_t query, int64_t count,
             if (records[q].window != INFINITY)
                 factor = job->pointwise ? 1.0 : records[q].sharp ? 1.0 / c.beta : 2.0 * c.precision * c.beta;
             if (job->pointwise) unit = fabs(c.beta) / (c.variance + c.slope * job->points->narrowest);
-        } else { /* idle lanes of the last panel: zero queries of a treatment that costs nothing */
+        } else { /* zero queries of a treatment that costs nothing */
             records[q] = (treatment){.exact = records[q - 1].exact, .scale = 1.0, .suspect = 1.0, .heavy = INFINITY,
                                      .sharp = records[q - 1].sharp};
         }
@@ -634,38 +636,34 @@ static void NAME_ST(batch_merge)(const ff_job *job, int64_t start, int64_t stop,
     NAME_ST(batch_scratch) *s = scratch;
     const ff_points *points = job->points;
     enum { S = NAME_ST(STATE_LANES) };
-    const int64_t size = points->size, rows = ff_rows(job);
+    const int64_t size = points->size, rows = ff_rows(job), at = query % BLOCK, panel = at / LANES;
     const int is_first = start == 0;
-    for (int64_t panel = 0; panel * LANES < count; panel++) {
-        const int64_t at = query + panel * LANES, lanes = ff_min(LANES, count - panel * LANES);
-        const treatment *records = (const treatment *)job->packed + at;
-        double keep[LANES] = {0}, add[LANES] = {0}, smooth_add[LANES] = {0};
-        for (int64_t lane = 0; lane < lanes; lane++) {
-            const int64_t i = panel * LANES + lane;
-            const partial whole = {s->largest[i], s->total[i], s->first[i], s->second[i], s->base[i]};
-            merge_scalars(&job->state, at + lane, &whole, is_first, keep + lane, add + lane);
-            if (!records[lane].sharp) smooth_add[lane] = add[lane];
+    const treatment *records = (const treatment *)job->packed + query;
+    double keep[LANES] = {0}, add[LANES] = {0}, smooth_add[LANES] = {0};
+    for (int64_t i = 0; i < count; i++) {
+        const partial whole = {s->largest[at + i], s->total[at + i], s->first[at + i], s->second[at + i], s->base[at + i]};
+        merge_scalars(&job->state, query + i, &whole, is_first, keep + i, add + i);
+        if (!records[i].sharp) smooth_add[i] = add[i];
+    }
+    if (!job->want_mean) return;
+    double *sum = job->state.sum + query * rows;
+    for (int64_t family = 0; s->computed[panel] && family <= job->pointwise; family++) {
+        FF_TT *sums = family ? NAME_ST(batch_gained_sums)(job, s) : s->sum;
+        NAME_ST(batch_merge_part)(NAME_ST(batch_panel_sums)(sums, size, panel), sum + family * size * S, rows, size,
+                                  at % LANES, count, keep, smooth_add, is_first);
+    }
+    if (!s->computed[panel] && is_first) memset(sum, 0, (size_t)(ff_ceil_div(count, S) * S * rows) * sizeof *sum);
+    for (int64_t i = 0; i < count; i++) {
+        double *own = sum + i / S * S * rows + i % S; /* of one query: row k at k S */
+        if (!s->computed[panel] && !is_first && keep[i] != 1.0)
+            for (int64_t k = 0; k < (1 + job->pointwise) * size; k++) own[k * S] *= keep[i];
+        if (job->pointwise) {
+            double *gain = own + 2 * size * S;
+            *gain = (is_first ? 0.0 : keep[i] * *gain) + add[i] * s->whole_gain[at + i];
         }
-        if (!job->want_mean) continue;
-        double *sum = job->state.sum + at * rows;
-        for (int64_t family = 0; s->computed[panel] && family <= job->pointwise; family++) {
-            FF_TT *sums = family ? NAME_ST(batch_gained_sums)(job, s) : s->sum;
-            NAME_ST(batch_merge_panel)(NAME_ST(batch_panel_sums)(sums, size, panel), sum + family * size * S, rows, size,
-                                       lanes, keep, smooth_add, is_first);
-        }
-        if (!s->computed[panel] && is_first) memset(sum, 0, (size_t)(ff_ceil_div(lanes, S) * S * rows) * sizeof *sum);
-        for (int64_t lane = 0; lane < lanes; lane++) {
-            double *own = sum + lane / S * S * rows + lane % S; /* of one query: row k at k S */
-            if (!s->computed[panel] && !is_first && keep[lane] != 1.0)
-                for (int64_t k = 0; k < (1 + job->pointwise) * size; k++) own[k * S] *= keep[lane];
-            if (job->pointwise) {
-                double *gain = own + 2 * size * S;
-                *gain = (is_first ? 0.0 : keep[lane] * *gain) + add[lane] * s->whole_gain[panel * LANES + lane];
-            }
-            if (!s->has_kept[panel * LANES + lane]) continue;
-            const double *from = s->kept_sum + (panel * LANES + lane) * size * (1 + job->pointwise);
-            for (int64_t k = 0; k < (1 + job->pointwise) * size; k++) own[k * S] += add[lane] * from[k];
-        }
+        if (!s->has_kept[at + i]) continue;
+        const double *from = s->kept_sum + (at + i) * size * (1 + job->pointwise);
+        for (int64_t k = 0; k < (1 + job->pointwise) * size; k++) own[k * S] += add[i] * from[k];
     }
 }
 

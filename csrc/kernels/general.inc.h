@@ -653,21 +653,20 @@ static void general_merge(const ff_job *job, int64_t start, int64_t stop, int64_
     general_scratch *s = scratch;
     const general_plan plan = general_planned(job);
     const size_t values = general_values(job);
-    for (int64_t q = 0; q < count; q += GL) {
-        double keep[GL], add[GL], *to = job->state.sum + (size_t)(query + q) * values, *from = s->values + (size_t)q * values;
-        for (int lane = 0; lane < GL; lane++) {
-            keep[lane] = 1.0, add[lane] = 0.0;
-            if (q + lane >= count) continue;
-            const partial *p = s->partials + q + lane;
-            const double before = start == 0 ? 0.0 : job->state.total[query + q + lane];
-            merge_scalars(&job->state, query + q + lane, p, start == 0, keep + lane, add + lane);
-            keep[lane] *= before / job->state.total[query + q + lane];
-            add[lane] *= p->total / job->state.total[query + q + lane];
-        }
-        if (!plan.mean) continue;
-        if (start == 0) memcpy(to, from, values * GL * sizeof *to);
-        else general_merge_panel(&plan, job->points->size, to, from, keep, add);
+    const int64_t at = query % (GENERAL_PANELS * GL); /* in the block */
+    double keep[GL], add[GL], *to = job->state.sum + (size_t)query * values, *from = s->values + (size_t)at * values;
+    for (int lane = 0; lane < GL; lane++) {
+        keep[lane] = 1.0, add[lane] = 0.0;
+        if (lane >= count) continue;
+        const partial *p = s->partials + at + lane;
+        const double before = start == 0 ? 0.0 : job->state.total[query + lane];
+        merge_scalars(&job->state, query + lane, p, start == 0, keep + lane, add + lane);
+        keep[lane] *= before / job->state.total[query + lane];
+        add[lane] *= p->total / job->state.total[query + lane];
     }
+    if (!plan.mean) return;
+    if (start == 0) memcpy(to, from, values * GL * sizeof *to);
+    else general_merge_panel(&plan, job->points->size, to, from, keep, add);
 }
 
 static void general_write(const ff_job *job, int64_t query, int64_t count, void *scratch) {

@@ -37,8 +37,8 @@ static size_t batch_tile_values(int64_t size) {
 
 typedef unsigned char NAME_ST(batch_value);
 
-/* Queries in the state are in panels of this many. */
-enum { NAME_ST(STATE_LANES) = 1 };
+/* Each query is on its own in the state, so few are merged together; those are packed together whose pieces share lines. */
+enum { NAME_ST(STATE_LANES) = 1, NAME_ST(UNIT) = MATRIX_ROWS, NAME_ST(PART) = 4 };
 
 /* Nothing is made of the points before the products: each converts what it is about to use. */
 static void NAME_ST(batch_make_tile)(const ff_points *points, int64_t start, int64_t count, unsigned char *tile) {
@@ -62,9 +62,10 @@ static void NAME_ST(batch_scale_sums)(float *sums, int64_t size, const double *f
     (void)sums, (void)size, (void)factors;
 }
 
-/* Add the sums of a panel to the state, of `rows` values for each query: to = keep to + add from. */
-static void NAME_ST(batch_merge_panel)(const float *from, double *to, int64_t rows, int64_t size, int64_t lanes,
-                                       const double *keep, const double *add, int is_first) {
+/* Add the sums of some lanes of a panel to the state, of `rows` values for each query: to = keep to + add from. */
+static void NAME_ST(batch_merge_part)(const float *from, double *to, int64_t rows, int64_t size, int64_t first, int64_t lanes,
+                                      const double *keep, const double *add, int is_first) {
+    from += first * batch_padded(size);
     for (int64_t lane = 0; lane < lanes; lane++, from += batch_padded(size), to += rows) {
         const f64v a = f64_set1(add[lane]), b = f64_set1(keep[lane]);
         int64_t k = 0;

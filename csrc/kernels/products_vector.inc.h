@@ -27,8 +27,8 @@ static size_t batch_tile_values(int64_t size) { return BATCH_GROUP * (size_t)(ba
 
 typedef FF_TT NAME_ST(batch_value);
 
-/* Queries in the state are in panels of this many. */
-enum { NAME_ST(STATE_LANES) = LANES };
+/* Queries in the state are in panels of this many, and so they are packed, merged and written. */
+enum { NAME_ST(STATE_LANES) = LANES, NAME_ST(UNIT) = LANES, NAME_ST(PART) = LANES };
 
 /* The q of a panel of queries, laid out [k][lane]. */
 static size_t NAME_ST(batch_panel_bytes)(int64_t size) { return LANES * (size_t)batch_padded(size) * sizeof(FF_TT); }
@@ -113,10 +113,10 @@ static void NAME_ST(batch_scale_sums)(FF_TT *sums, int64_t size, const double *f
     NAME_T(scale_lanes)(sums, size, factors, 0);
 }
 
-/* Add the sums of a panel to `rows` rows of the state, of which the first is `to`: to = keep to + add from, lane by lane. */
-static void NAME_ST(batch_merge_panel)(const FF_TT *from, double *to, int64_t rows, int64_t size, int64_t lanes,
-                                       const double *keep, const double *add, int is_first) {
-    (void)rows, (void)lanes;
+/* Add the sums of a panel to `size` rows of the state, of which the first is `to`: to = keep to + add from, lane by lane. */
+static void NAME_ST(batch_merge_part)(const FF_TT *from, double *to, int64_t rows, int64_t size, int64_t first, int64_t lanes,
+                                      const double *keep, const double *add, int is_first) {
+    (void)rows, (void)first, (void)lanes;
     enum { V = LANES / F64_LANES };
     f64v k[V], a[V];
     FF_UNROLL
