@@ -48,8 +48,9 @@ int ff_small_batch(void) { return targets[0]->few[0][0].block; }
 /* Arithmetic worth one more thread: about 20 microseconds, several times what waking one costs. */
 static const double WORK_PER_THREAD = 2e5;
 
-/* What packing the queries, or writing their results, takes for each value. */
-static const double PASSES = 8.0;
+/* What packing the queries, or writing their results, takes for each value and for each query: four times as much, as the
+   threads that share it are wanted awake for the task between. */
+static const double PASSES = 128.0, PER_QUERY = 32.0;
 
 static int64_t threads_for(double work, int num_threads) {
     const double worth = work / WORK_PER_THREAD;
@@ -445,7 +446,7 @@ int ff_points_moments(const ff_points *points, const ff_queries *queries, const 
         e.turns[part].early = (_Atomic(slot *) *)at;
         for (int64_t i = 0; i < e.queue; i++) atomic_init(&e.turns[part].early[i], NULL);
     }
-    const int64_t few = threads_for(PASSES * (double)queries->count * (double)points->size, (int)threads);
+    const int64_t few = threads_for(PASSES * (double)queries->count * ((double)points->size + PER_QUERY), (int)threads);
     if (kernel->pack) ff_parallel((int)ff_min(few, e.units), run_packing, &e);
     ff_parallel((int)threads, run_tasks, &e);
     ff_parallel((int)ff_min(few, e.parts), run_writing, &e);

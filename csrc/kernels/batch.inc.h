@@ -255,25 +255,26 @@ static void NAME_ST(batch_refine)(const ff_job *job, NAME_ST(batch_scratch) * s,
     }
 }
 
-/* Move the heavy weights of a smooth query from the tile to the list that is summed in float64; or all weights, made
-   exact, where the query sits on one point, so that its residual is what the others add. */
-static void NAME_ST(batch_take_heavy)(const ff_job *job, NAME_ST(batch_scratch) * s, const treatment *b, int64_t query,
-                                      int64_t start, int64_t points, FF_TT *weight, partial *p, batch_kept *kept) {
-    for (int64_t j = 0; j < points; j++) {
-        if (!((double)weight[j * LANES] > b->heavy)) continue;
-        kept->index[kept->count] = start + j;
-        kept->weight[kept->count++] = (double)weight[j * LANES];
-        weight[j * LANES] = 0;
-        if (job->pointwise) s->gained[weight - s->logit + j * LANES] = 0;
-    }
+/* Where a smooth query sits on one point, the only heavy one of its tile, all weights of the tile are made exact and listed,
+   so that the residual is what the others add. Beyond OTHERS of them their own rounding is not seen in it. */
+static void NAME_ST(batch_sit)(const ff_job *job, NAME_ST(batch_scratch) * s, const treatment *b, int64_t query, int64_t start,
+                               int64_t points, FF_TT *weight, partial *p, batch_kept *kept) {
+    static const double OTHERS = 0.25, DOUBT = 1.0; /* nats that a logit of a smooth query may be off by, and more */
+    const coefficients *c = &b->exact;
     double others = p->total, own = INFINITY;
     for (int64_t i = 0; i < kept->count; i++) others -= kept->weight[i];
-    if (others > 0.5) return;
+    if (others > OTHERS || c->is_far) return;
     /* The others lie within 20 units of logit, so at distances whose squares are at most 20/precision larger. */
-    const coefficients c = centred_query(job->points, job->queries, query, s->e);
+#define SITS(own, others) ((own) <= 4.0 * (others) * (others) * ((own) + 20.0))
+    for (int64_t i = 0; !job->pointwise && i < kept->count; i++)
+        own = fmin(own, log_mass(job->points, kept->index[i]) - p->largest - p->base - log(kept->weight[i]));
+    if (!job->pointwise && !SITS(own - DOUBT, others)) return;
+    query_offset(job->points, job->queries, query, s->e);
+    own = INFINITY;
     for (int64_t i = 0; i < kept->count; i++)
-        own = fmin(own, c.precision * NAME_S(distance)(job->points, s->e, &c, kept->index[i]));
-    if (c.is_far || own > 4.0 * others * others * (own + 20.0)) return;
+        own = fmin(own, c->precision * NAME_S(distance)(job->points, s->e, c, kept->index[i]));
+    if (!SITS(own, others)) return;
+#undef SITS
     const int64_t without = left_out(job, query, start, start + points);
     kept->count = 0;
     for (int64_t j = start; j < start + points; j++)
@@ -283,7 +284,43 @@ static void NAME_ST(batch_take_heavy)(const ff_job *job, NAME_ST(batch_scratch) 
         weight[j * LANES] = 0;
         if (job->pointwise) s->gained[weight - s->logit + j * LANES] = 0;
     }
-    if (job->pointwise) s->gain_total[p - s->partials] = batch_gain(job->points, &b->exact, kept);
+    if (job->pointwise) s->gain_total[p - s->partials] = batch_gain(job->points, c, kept);
+}
+
+/* Move the heavy weights of a panel's smooth queries from the tile to the lists that are summed in float64. */
+static void NAME_ST(batch_take_heavy)(const ff_job *job, NAME_ST(batch_scratch) * s, const treatment *records, int64_t query,
+                                      int64_t start, int64_t points, int64_t lanes, FF_TT *weight, partial *partials,
+                                      batch_kept *kept) {
+    enum { L = LANES / 2 };
+    const double mass = job->points->data.log_mass ? 0.0 : job->points->equal_log_mass; /* the largest, or above it */
+    FF_TT bound[LANES];
+    int any = 0;
+    for (int lane = 0; lane < LANES; lane++) {
+        const treatment *b = records + lane;
+        const partial *p = partials + lane;
+        /* Few weights carry this tile, at most 8 for each unit of the total; or it has points far closer to the query
+           than is typical, |r|^2 / (2D) = size/2, so that their residuals are differences of far larger points. */
+        const int may = lane < lanes && !b->sharp && b->heavy < 1.0 &&
+                        (p->total < 4.0 || mass - p->largest - p->base < 0.1 * (double)job->points->size);
+        bound[lane] = may ? (FF_TT)b->heavy : (FF_TT)INFINITY;
+        any |= may;
+    }
+    if (!any) return;
+    const TV b0 = T(load)(bound), b1 = T(load)(bound + L);
+    for (int64_t j = 0; j < points; j++) {
+        FF_TT *row = weight + j * LANES;
+        uint64_t mask = T(above)(T(load)(row), b0) | (uint64_t)T(above)(T(load)(row + L), b1) << L;
+        for (; mask; mask &= mask - 1) {
+            const int lane = __builtin_ctzll(mask);
+            kept[lane].index[kept[lane].count] = start + j;
+            kept[lane].weight[kept[lane].count++] = (double)row[lane];
+            row[lane] = 0;
+            if (job->pointwise) s->gained[row - s->logit + lane] = 0;
+        }
+    }
+    for (int64_t lane = 0; lane < lanes; lane++)
+        if (bound[lane] < (FF_TT)INFINITY)
+            NAME_ST(batch_sit)(job, s, records + lane, query + lane, start, points, weight + lane, partials + lane, kept + lane);
 }
 
 /* From dot products to logits, a column of each lane: logit = scale * a + base; and the largest a. */
@@ -549,21 +586,13 @@ static void NAME_ST(batch_weigh)(const ff_job *job, NAME_ST(batch_scratch) * s, 
         if (gain) gain[lane] = gains[lane];
     }
     NAME_ST(batch_refine)(job, s, records, query + panel * LANES, start, points, lanes, logit, largest, partials);
-    const double mass = job->points->data.log_mass ? 0.0 : job->points->equal_log_mass; /* the largest, or above it */
-    for (int lane = 0; lane < lanes; lane++) {
-        const treatment *b = records + lane;
-        const partial *p = partials + lane;
-        if (b->sharp)
-            for (int64_t j = 0; j < points; j++) {
-                logit[j * LANES + lane] = 0;
-                if (gain) s->gained[(panel * BATCH_TILE + j) * LANES + lane] = 0;
-            }
-        /* Few weights carry this tile, at most 8 for each unit of the total; or it has points far closer to the query
-           than is typical, |r|^2 / (2D) = size/2, so that their residuals are differences of far larger points. */
-        else if (b->heavy < 1.0 && (p->total < 4.0 || mass - p->largest - p->base < 0.1 * (double)job->points->size))
-            NAME_ST(batch_take_heavy)(job, s, b, query + panel * LANES + lane, start, points, logit + lane,
-                                      partials + lane, s->kept + panel * LANES + lane);
-    }
+    for (int lane = 0; lane < lanes; lane++)
+        for (int64_t j = 0; records[lane].sharp && j < points; j++) {
+            logit[j * LANES + lane] = 0;
+            if (gain) s->gained[(panel * BATCH_TILE + j) * LANES + lane] = 0;
+        }
+    NAME_ST(batch_take_heavy)(job, s, records, query + panel * LANES, start, points, lanes, logit, partials,
+                              s->kept + panel * LANES);
 }
 
 /* Merge what a tile gave a panel into what the chunk has so far: the numbers of each query, and the points kept. The sums
@@ -640,12 +669,14 @@ static void NAME_ST(batch_merge)(const ff_job *job, int64_t start, int64_t stop,
     const int is_first = start == 0;
     const treatment *records = (const treatment *)job->packed + query;
     double keep[LANES] = {0}, add[LANES] = {0}, smooth_add[LANES] = {0};
+    int counts = 0; /* whether anything changes the state */
     for (int64_t i = 0; i < count; i++) {
         const partial whole = {s->largest[at + i], s->total[at + i], s->first[at + i], s->second[at + i], s->base[at + i]};
         merge_scalars(&job->state, query + i, &whole, is_first, keep + i, add + i);
         if (!records[i].sharp) smooth_add[i] = add[i];
+        counts |= keep[i] != 1.0 || add[i] != 0.0;
     }
-    if (!job->want_mean) return;
+    if (!job->want_mean || !counts) return;
     double *sum = job->state.sum + query * rows;
     for (int64_t family = 0; s->computed[panel] && family <= job->pointwise; family++) {
         FF_TT *sums = family ? NAME_ST(batch_gained_sums)(job, s) : s->sum;
@@ -661,7 +692,7 @@ static void NAME_ST(batch_merge)(const ff_job *job, int64_t start, int64_t stop,
             double *gain = own + 2 * size * S;
             *gain = (is_first ? 0.0 : keep[i] * *gain) + add[i] * s->whole_gain[at + i];
         }
-        if (!s->has_kept[at + i]) continue;
+        if (!s->has_kept[at + i] || add[i] == 0.0) continue;
         const double *from = s->kept_sum + (at + i) * size * (1 + job->pointwise);
         for (int64_t k = 0; k < (1 + job->pointwise) * size; k++) own[k * S] += add[i] * from[k];
     }

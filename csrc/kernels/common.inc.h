@@ -198,6 +198,10 @@ typedef struct {
     double largest, total, first, second, base;
 } partial;
 
+/* e^shift for shift <= 0, or zero where it is nothing beside one and what it is multiplied by might be subnormal: arithmetic
+   with such numbers takes a hundred times as long. */
+static inline double merge_factor(double shift) { return shift < -600.0 ? 0.0 : exp(shift); }
+
 /* Merge a partial into the state of a query by the log-sum-exp rule. Returns the factors by which the sums of the
    state and of the partial enter the merged sum. */
 static inline void merge_scalars(const ff_state *state, int64_t query, const partial *p, int is_first, double *keep,
@@ -214,8 +218,8 @@ static inline void merge_scalars(const ff_state *state, int64_t query, const par
     }
     const double largest = fmax(state->largest[query], p->largest);
     const double shift = state->largest[query] - largest, part_shift = p->largest - largest;
-    *keep = exp(shift);
-    *add = exp(part_shift);
+    *keep = merge_factor(shift);
+    *add = merge_factor(part_shift);
     /* x e^x is zero in the limit, but 0 times -1e300 must stay finite: the factors below are never infinite. */
     state->first[query] = *keep * (state->first[query] + state->total[query] * shift) +
                           *add * (p->first + p->total * part_shift);
