@@ -48,9 +48,10 @@ int ff_small_batch(void) { return targets[0]->few[0][0].block; }
 /* Arithmetic worth one more thread: about 20 microseconds, several times what waking one costs. */
 static const double WORK_PER_THREAD = 2e5;
 
-/* What packing the queries, or writing their results, takes for each value and for each query: four times as much, as the
-   threads that share it are wanted awake for the task between. */
-static const double PASSES = 128.0, PER_QUERY = 32.0;
+/* Packing a query, or writing its result, takes as long as PASSES multiply-adds for each value, and for PER_QUERY values more
+   (digits: 3.7 ns a value, Xeon). It is shared out to AT_ONCE times as many threads as would be worth waking for it: those of
+   the tasks between are. */
+static const double PASSES = 32.0, PER_QUERY = 32.0, AT_ONCE = 4.0;
 
 static int64_t threads_for(double work, int num_threads) {
     const double worth = work / WORK_PER_THREAD;
@@ -233,12 +234,13 @@ static const ff_kernel *kernel_for(const ff_points *points, const ff_queries *qu
     return &target->batch[points->dtype][compute];
 }
 
-/* A thread's scratch, which is taken from the beginning of a chunk's computation until all of it is merged. Two for each thread, but
-   one where there is nobody to wait for, or where two for all would be more than SLOTS_BYTES. */
+/* A thread's scratch, which is taken from the beginning of a chunk's computation until all of it is merged. Two for each
+   thread, but one where there is nobody to wait for, or where two for all would be more than SLOTS_BYTES. On a line of its
+   own, as a turn is: threads meet here. */
 enum { SLOTS = 2 };
 static const size_t SLOTS_BYTES = (size_t)1 << 29;
 typedef struct {
-    atomic_int taken; /* parts of the block that are not yet merged */
+    _Alignas(FF_LINE) atomic_int taken; /* parts of the block that are not yet merged */
     char *scratch;
 } slot;
 
@@ -247,7 +249,7 @@ typedef struct {
    together merge different parts: of 64 queries, 3,072 dimensions and 16 threads, the last chunks cost a fifth of the call
    where each was merged as a whole. */
 typedef struct {
-    atomic_int locked;
+    _Alignas(FF_LINE) atomic_int locked;
     atomic_llong merged; /* chunks in the state */
     _Atomic(slot *) *early;
 } turn;
@@ -305,30 +307,30 @@ static void run_packing(void *context, int worker) {
    and who looks again after unlocking it. */
 static void merge_early(evaluation *e, int64_t part) {
     const ff_kernel *kernel = e->kernel;
-    turn *own = e->turns + part;
+    turn *at = e->turns + part;
     slot *next;
     do {
-        if (atomic_exchange(&own->locked, 1)) return;
-        int64_t chunk = atomic_load(&own->merged);
-        while ((next = atomic_exchange(&own->early[chunk % e->queue], NULL))) {
+        if (atomic_exchange(&at->locked, 1)) return;
+        int64_t chunk = atomic_load(&at->merged);
+        while ((next = atomic_exchange(&at->early[chunk % e->queue], NULL))) {
             const int64_t start = chunk * e->chunk, stop = ff_min(start + e->chunk, e->job.points->count);
             kernel->merge(&e->job, start, stop, part * kernel->part, count_of(e, kernel->part, part), next->scratch);
-            atomic_store(&own->merged, ++chunk);
+            atomic_store(&at->merged, ++chunk);
             atomic_fetch_sub(&next->taken, 1);
         }
-        atomic_store(&own->locked, 0);
-        next = atomic_load(&own->early[chunk % e->queue]);
+        atomic_store(&at->locked, 0);
+        next = atomic_load(&at->early[chunk % e->queue]);
     } while (next);
 }
 
-/* Hand over what a thread has computed of a chunk and a block, and merge what can be. Each thread begins with parts of its
-   own, which stay in its cache. */
+/* Hand over what a thread has computed of a chunk and a block, and merge what can be. Threads begin with different parts, each
+   always with the same, which stay in its cache. */
 static void hand_over(evaluation *e, int64_t chunk, int64_t block, slot *done, int worker) {
     const int64_t parts = e->kernel->block / e->kernel->part, first = block * parts;
-    const int64_t count = ff_min(parts, e->parts - first), own = worker * count / e->threads;
+    const int64_t count = ff_min(parts, e->parts - first), begin = worker * count / e->threads;
     atomic_store(&done->taken, (int)count);
     for (int64_t i = 0; i < count; i++) atomic_store(&e->turns[first + i].early[chunk % e->queue], done);
-    for (int64_t i = 0; i < count; i++) merge_early(e, first + (own + i) % count);
+    for (int64_t i = 0; i < count; i++) merge_early(e, first + (begin + i) % count);
 }
 
 static slot *free_slot(const evaluation *e, int worker) {
@@ -420,7 +422,7 @@ int ff_points_moments(const ff_points *points, const ff_queries *queries, const 
     const size_t scratch = ff_aligned(kernel->scratch_bytes(points, &e.job));
     e.slots_each = threads == 1 || (size_t)(SLOTS * threads) * scratch > SLOTS_BYTES ? 1 : SLOTS;
     const int64_t slots = e.slots_each * threads;
-    e.queue = slots + threads;
+    e.queue = ff_min(chunks, slots + threads);
     const size_t queue = ff_aligned((size_t)e.queue * sizeof(_Atomic(slot *)));
     const size_t turns = ff_aligned((size_t)e.parts * sizeof(turn)), table = ff_aligned((size_t)slots * sizeof(slot));
 
@@ -446,7 +448,7 @@ int ff_points_moments(const ff_points *points, const ff_queries *queries, const 
         e.turns[part].early = (_Atomic(slot *) *)at;
         for (int64_t i = 0; i < e.queue; i++) atomic_init(&e.turns[part].early[i], NULL);
     }
-    const int64_t few = threads_for(PASSES * (double)queries->count * ((double)points->size + PER_QUERY), (int)threads);
+    const int64_t few = threads_for(AT_ONCE * PASSES * (double)queries->count * ((double)points->size + PER_QUERY), (int)threads);
     if (kernel->pack) ff_parallel((int)ff_min(few, e.units), run_packing, &e);
     ff_parallel((int)threads, run_tasks, &e);
     ff_parallel((int)ff_min(few, e.parts), run_writing, &e);

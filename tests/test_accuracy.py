@@ -520,3 +520,35 @@ def test_ties_at_the_data_share_by_mass(variant, dtype):
     got["weights"] = field.weights(x, 1.0)
     for name, value in got.items():
         assert (errors(name, value, want) <= tolerance).all(), name
+
+
+@cache
+def near_points(size, away):
+    """Data, and for each of some times queries, their exact velocities, and the weight of all other points over that of
+    the heaviest one: from nothing to as much as it has."""
+    rng = np.random.default_rng(size)
+    data = rng.normal(size=(300, size)).astype(np.float32)
+    exact = ff.VelocityField(data.astype(np.float64), backend="numpy")
+    cases = []
+    # The logit of another point, (t / (1 - t))^2 |s - s'|^2 / 2 below, reaches -log(300) here.
+    for ratio in np.sqrt(np.log(300) / size * np.geomspace(0.4, 4.0, 12)):
+        t = ratio / (1 + ratio)
+        x = (t * data[:30] + (1 - t) * away * rng.normal(size=(30, size))).astype(np.float32)
+        weights = exact.weights(x.astype(np.float64), t)
+        cases.append((t, x, exact.velocity(x.astype(np.float64), t), 1 / weights.max(axis=1) - 1))
+    return data, cases
+
+
+@pytest.mark.parametrize("size", [40, 300, 1500])
+@pytest.mark.parametrize("away", [0.0, 0.3, 1.0])
+def test_on_and_near_a_heavy_point(variant, size, away):
+    """On a heavy point the velocity is what all the others add, each of them little: their weights may be those of
+    float32, or not."""
+    data, cases = near_points(size, away)
+    field = variant.field(data)
+    for t, x, want, _ in cases:
+        error = np.linalg.norm(field.velocity(x, t) - want, axis=1)
+        # and differences of points and queries, which are rounded as they are stored
+        assert (error <= 1e-5 * np.linalg.norm(want, axis=1) + 1e-7 * np.linalg.norm(data[:30], axis=1)).all(), t
+    met = np.digitize(np.concatenate([others for *_, others in cases]), [0.01, 0.1, 0.25, 0.5, 1.0])
+    assert set(met) == set(range(6))

@@ -41,8 +41,17 @@ static double batch_gain(const ff_points *points, const coefficients *c, const b
     return gain;
 }
 
+/* Where the other points of a tile weigh more than BATCH_OTHERS beside a heavy one, roundings of their weights, 2.5e-7 of the
+   largest at most (treatment.suspect), do not show in a residual. It is below one half: so what sits at a distance sits at
+   any smaller one. A logit of a smooth query is off by a quarter of a nat at most, less than BATCH_DOUBT. */
+static const double BATCH_OTHERS = 0.25, BATCH_DOUBT = 1.0;
+
+/* Whether the residual of a query at `own` nats from its point, precision |r|^2, is less than twice what the others add to
+   it: they lie within 20 nats, so at distances whose squares are at most 20/precision larger. */
+static inline int batch_sits(double own, double others) { return own <= 4.0 * others * others * (own + 20.0); }
+
 /* clang-format off */
-#define BATCH(s, t) {OF(STATE_LANES, s##_##t), BATCH_PANELS * OF(LANES, t), OF(UNIT, s##_##t), OF(PART, s##_##t), batch_chunk, \
+#define BATCH(s, t) {OF(STATE_LANES, s##_##t), BATCH_PANELS * OF(LANES, t), OF(PACKED, s##_##t), OF(MERGED, s##_##t), batch_chunk, \
                      sum_values, OF(batch_packed_bytes, s##_##t), OF(batch_scratch_bytes, s##_##t), OF(batch_pack, s##_##t), \
                      NULL, OF(batch_compute, s##_##t), OF(batch_merge, s##_##t), NULL}
 /* clang-format on */
@@ -255,26 +264,24 @@ static void NAME_ST(batch_refine)(const ff_job *job, NAME_ST(batch_scratch) * s,
     }
 }
 
-/* Where a smooth query sits on one point, the only heavy one of its tile, all weights of the tile are made exact and listed,
-   so that the residual is what the others add. Beyond OTHERS of them their own rounding is not seen in it. */
+/* Where a smooth query sits on a heavy point, all weights of the tile are made exact and listed, so that the residual, which
+   then is what the other points add, does not show the roundings of their weights. */
 static void NAME_ST(batch_sit)(const ff_job *job, NAME_ST(batch_scratch) * s, const treatment *b, int64_t query, int64_t start,
                                int64_t points, FF_TT *weight, partial *p, batch_kept *kept) {
-    static const double OTHERS = 0.25, DOUBT = 1.0; /* nats that a logit of a smooth query may be off by, and more */
     const coefficients *c = &b->exact;
     double others = p->total, own = INFINITY;
     for (int64_t i = 0; i < kept->count; i++) others -= kept->weight[i];
-    if (others > OTHERS || c->is_far) return;
-    /* The others lie within 20 units of logit, so at distances whose squares are at most 20/precision larger. */
-#define SITS(own, others) ((own) <= 4.0 * (others) * (others) * ((own) + 20.0))
-    for (int64_t i = 0; !job->pointwise && i < kept->count; i++)
-        own = fmin(own, log_mass(job->points, kept->index[i]) - p->largest - p->base - log(kept->weight[i]));
-    if (!job->pointwise && !SITS(own - DOUBT, others)) return;
+    if (others > BATCH_OTHERS || c->is_far) return;
+    if (!job->pointwise) {
+        for (int64_t i = 0; i < kept->count; i++)
+            own = fmin(own, log_mass(job->points, kept->index[i]) - p->largest - log(kept->weight[i]));
+        if (!batch_sits(own - BATCH_DOUBT, others)) return;
+    }
     query_offset(job->points, job->queries, query, s->e);
     own = INFINITY;
     for (int64_t i = 0; i < kept->count; i++)
         own = fmin(own, c->precision * NAME_S(distance)(job->points, s->e, c, kept->index[i]));
-    if (!SITS(own, others)) return;
-#undef SITS
+    if (!batch_sits(own, others)) return;
     const int64_t without = left_out(job, query, start, start + points);
     kept->count = 0;
     for (int64_t j = start; j < start + points; j++)
@@ -586,11 +593,13 @@ static void NAME_ST(batch_weigh)(const ff_job *job, NAME_ST(batch_scratch) * s, 
         if (gain) gain[lane] = gains[lane];
     }
     NAME_ST(batch_refine)(job, s, records, query + panel * LANES, start, points, lanes, logit, largest, partials);
-    for (int lane = 0; lane < lanes; lane++)
-        for (int64_t j = 0; records[lane].sharp && j < points; j++) {
+    for (int lane = 0; lane < lanes; lane++) {
+        if (!records[lane].sharp) continue;
+        for (int64_t j = 0; j < points; j++) {
             logit[j * LANES + lane] = 0;
             if (gain) s->gained[(panel * BATCH_TILE + j) * LANES + lane] = 0;
         }
+    }
     NAME_ST(batch_take_heavy)(job, s, records, query + panel * LANES, start, points, lanes, logit, partials,
                               s->kept + panel * LANES);
 }
@@ -659,13 +668,19 @@ static void NAME_ST(batch_compute)(const ff_job *job, int64_t start, int64_t sto
     }
 }
 
+_Static_assert(LANES % NAME_ST(PACKED) == 0 && NAME_ST(PACKED) % NAME_ST(MERGED) == 0 &&
+                   NAME_ST(MERGED) % NAME_ST(STATE_LANES) == 0,
+               "a panel is packed and merged in whole pieces");
+
+/* Of some queries of one panel. */
 static void NAME_ST(batch_merge)(const ff_job *job, int64_t start, int64_t stop, int64_t query, int64_t count,
                                  void *scratch) {
     (void)stop;
     NAME_ST(batch_scratch) *s = scratch;
     const ff_points *points = job->points;
     enum { S = NAME_ST(STATE_LANES) };
-    const int64_t size = points->size, rows = ff_rows(job), at = query % BLOCK, panel = at / LANES;
+    const int64_t size = points->size, rows = ff_rows(job);
+    const int64_t at = query % BLOCK, panel = at / LANES; /* in the block */
     const int is_first = start == 0;
     const treatment *records = (const treatment *)job->packed + query;
     double keep[LANES] = {0}, add[LANES] = {0}, smooth_add[LANES] = {0};

@@ -198,8 +198,8 @@ typedef struct {
     double largest, total, first, second, base;
 } partial;
 
-/* e^shift for shift <= 0, or zero where it is nothing beside one and what it is multiplied by might be subnormal: arithmetic
-   with such numbers takes a hundred times as long. */
+/* e^shift for shift <= 0, or zero where it is nothing beside one and products with it might be subnormal: arithmetic with
+   such numbers takes a hundred times as long. */
 static inline double merge_factor(double shift) { return shift < -600.0 ? 0.0 : exp(shift); }
 
 /* Merge a partial into the state of a query by the log-sum-exp rule. Returns the factors by which the sums of the

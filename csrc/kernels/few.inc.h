@@ -17,10 +17,10 @@ enum {
     /* Bytes from what is read to what is fetched meanwhile, a quarter of a page: it starts the processor's own fetching
        of the next page early. Twice as far was slower (Zen 3), half as far as fast. */
     FEW_AHEAD = 1024,
-    /* The same to the second-level cache, which has more places for what is on its way than the first: with it 2 threads of a
-       Xeon read float32 rows of 784 1.18 times as fast, 8 threads 1.16 times, 16 of 8 cores 0.97 times; rows of 3,072, a
-       whole group ahead, 1.03, 1.06 and 1.1 times. Not tried on processors without AVX-512, and left out there. */
-    FEW_FAR = F32_LANES == 16 ? 16 * 1024 : 0,
+    /* The same to the second-level cache, which has more places for what is on its way than the first. With it 2 threads of a
+       Xeon read float32 rows of 784 1.24 times as fast by AVX2 and 1.16 times by AVX-512, 8 threads 1.16 times, 16 of 8 cores
+       0.97 times; rows of 3,072, four rows ahead, 1.08, 1.04, 1.06 and 1.1 times. Twice as far was as fast. */
+    FEW_FAR = 8 * 1024,
     /* From so many dimensions on, dot products that are not exact enough are still faster, as a screen, than residuals in
        float64: 0.7 to 0.9 times as fast in 20, 1 to 1.2 in 32, 1.1 to 1.4 in 64, 1.6 to 2.1 in 784 and 3,072 (t from 0.2 to
        0.999, two Xeon cores, AVX2). */
@@ -106,7 +106,7 @@ static void few_merge(const ff_job *job, int64_t start, int64_t stop, int64_t qu
    factor for other sums. */
 static double few_raise(few_query *query, double largest, int64_t rows) {
     partial *p = &query->part;
-    const double shift = p->largest - largest, keep = p->total > 0.0 ? exp(shift) : 0.0;
+    const double shift = p->largest - largest, keep = p->total > 0.0 ? merge_factor(shift) : 0.0;
     p->first = keep == 0.0 ? 0.0 : keep * (p->first + p->total * shift);
     p->second *= keep * keep;
     p->total *= keep;
@@ -231,9 +231,9 @@ static void NAME_ST(few_sum_end)(const FF_STORED *const *row, const TV *weight, 
 /* q.mu' of one point, and beside it, unless `pending` is NULL, the sums of four points for a quarter of the dimensions,
    that of number `quarter`. The point streams from memory while the four, met a strip before, lie in cache: memory is
    never idle. One point at a time, as a single stream of consecutive lines runs at twice the bandwidth of four; it is
-   fetched FEW_AHEAD and FEW_FAR bytes in advance. */
-INLINE double NAME_ST(few_dot)(const FF_STORED *row, const FF_TT *q, const FF_TT *centre, int64_t size, int at_zero,
-                               const FF_STORED *const *pending, const TV *weight, int64_t quarter, FF_TT *sum) {
+   fetched FEW_AHEAD bytes in advance, and beside it the point `ahead`. */
+INLINE double NAME_ST(few_dot)(const FF_STORED *row, const FF_STORED *ahead, const FF_TT *q, const FF_TT *centre, int64_t size,
+                               int at_zero, const FF_STORED *const *pending, const TV *weight, int64_t quarter, FF_TT *sum) {
     TV part[4] = {T(set1)(0), T(set1)(0), T(set1)(0), T(set1)(0)};
     const int64_t steps = size / FEW_STEP;
     for (int64_t step = 0; step < steps; step++) {
@@ -241,7 +241,7 @@ INLINE double NAME_ST(few_dot)(const FF_STORED *row, const FF_TT *q, const FF_TT
         FF_UNROLL
         for (size_t line = 0; line < FEW_STEP * sizeof *row; line += FF_LINE) {
             __builtin_prefetch((const char *)(row + k) + FEW_AHEAD + line, 0, 3);
-            if (FEW_FAR) __builtin_prefetch((const char *)(row + k) + FEW_FAR + line, 0, 2);
+            __builtin_prefetch((const char *)(ahead + k) + line, 0, 2);
         }
         FF_UNROLL
         for (int i = 0; i < 4; i++)
@@ -253,15 +253,16 @@ INLINE double NAME_ST(few_dot)(const FF_STORED *row, const FF_TT *q, const FF_TT
 
 /* The same for four points side by side: where rows are longer than FF_SEGMENT, the query, the centre and the sums leave
    the first-level cache, and are loaded once for all of them. Here four streams, each on pages of its own, are as fast as
-   one; the next four points are fetched meanwhile. */
-INLINE void NAME_ST(few_dots4)(const FF_STORED *const *row, const FF_TT *q, const FF_TT *centre, int64_t size,
-                               int at_zero, const FF_STORED *const *pending, const TV *weight, FF_TT *sum,
+   one; four points `ahead` are fetched meanwhile. */
+INLINE void NAME_ST(few_dots4)(const FF_STORED *const *row, const FF_STORED *const *ahead, const FF_TT *q, const FF_TT *centre,
+                               int64_t size, int at_zero, const FF_STORED *const *pending, const TV *weight, FF_TT *sum,
                                double *dots) {
+    const int64_t line = FF_LINE / (int64_t)sizeof **row;
     TV part[4] = {T(set1)(0), T(set1)(0), T(set1)(0), T(set1)(0)};
     for (int64_t k = 0; k < size / FEW_STEP * FEW_STEP; k += FF_LANES_T) {
         FF_UNROLL
         for (int i = 0; i < 4; i++) {
-            if (FEW_FAR) __builtin_prefetch(row[i] + 4 * size + k, 0, 2);
+            if (k % line == 0) __builtin_prefetch(ahead[i] + k, 0, 2);
             part[i] = NAME_ST(few_dot_part)(row[i], q, centre, k, at_zero, part[i]);
         }
         if (pending) NAME_ST(few_sum_part)(pending, weight, centre, k, at_zero, sum);
@@ -295,37 +296,42 @@ INLINE int64_t NAME_ST(few_row)(int64_t size) {
 /* The dot products of points start..stop-1 into `dots`, meanwhile the sums of the pending points of the query. */
 INLINE void NAME_ST(few_pass)(const ff_points *points, const FF_TT *q, const FF_TT *centre, int at_zero, int64_t start,
                               int64_t stop, few_query *query, double *dots) {
-    const int64_t size = points->size;
+    const int64_t size = points->size, last = points->count - 1;
+    const int64_t far = size > FF_SEGMENT ? 4 : ff_ceil_div(FEW_FAR, size * (int64_t)sizeof(FF_STORED)); /* points */
     FF_TT *sum = query->narrow_sum;
     int64_t j = start;
     for (int64_t done = 0; j + 4 <= stop || done < query->pending; j += 4) {
-        const FF_STORED *next[4], *row[4];
+        const FF_STORED *next[4], *ahead[4], *row[4];
         TV weight[4];
         double *to = dots + (j - start);
         const int has_next = j + 4 <= stop, has_sums = done < query->pending;
-        for (int i = 0; i < 4 && has_next; i++) next[i] = NAME_S(row)(points, j + i);
+        for (int i = 0; i < 4 && has_next; i++) {
+            next[i] = NAME_S(row)(points, j + i);
+            ahead[i] = NAME_S(row)(points, ff_min(j + i + far, last));
+        }
         for (int i = 0; i < 4 && has_sums; i++) {
             row[i] = NAME_S(row)(points, query->index[done + i]);
             weight[i] = T(set1)((FF_TT)query->weight[done + i]);
         }
         done += 4;
         if (has_next && has_sums && size > FF_SEGMENT)
-            NAME_ST(few_dots4)(next, q, centre, size, at_zero, row, weight, sum, to);
+            NAME_ST(few_dots4)(next, ahead, q, centre, size, at_zero, row, weight, sum, to);
         else if (has_next && has_sums)
             for (int i = 0; i < 4; i++)
-                to[i] = NAME_ST(few_dot)(next[i], q, centre, size, at_zero, row, weight, i, sum);
+                to[i] = NAME_ST(few_dot)(next[i], ahead[i], q, centre, size, at_zero, row, weight, i, sum);
         else if (has_next && size > FF_SEGMENT)
-            NAME_ST(few_dots4)(next, q, centre, size, at_zero, NULL, NULL, NULL, to);
+            NAME_ST(few_dots4)(next, ahead, q, centre, size, at_zero, NULL, NULL, NULL, to);
         else if (has_next)
             for (int i = 0; i < 4; i++)
-                to[i] = NAME_ST(few_dot)(next[i], q, centre, size, at_zero, NULL, NULL, 0, NULL);
+                to[i] = NAME_ST(few_dot)(next[i], ahead[i], q, centre, size, at_zero, NULL, NULL, 0, NULL);
         else
             for (int64_t k = 0; k < size / FEW_STEP * FEW_STEP; k += FF_LANES_T)
                 NAME_ST(few_sum_part)(row, weight, centre, k, at_zero, sum);
         if (has_sums) NAME_ST(few_sum_end)(row, weight, centre, size, sum);
     }
     for (j = start + (stop - start) / 4 * 4; j < stop; j++)
-        dots[j - start] = NAME_ST(few_dot)(NAME_S(row)(points, j), q, centre, size, at_zero, NULL, NULL, 0, NULL);
+        dots[j - start] = NAME_ST(few_dot)(NAME_S(row)(points, j), NAME_S(row)(points, ff_min(j + far, last)), q, centre, size,
+                                           at_zero, NULL, NULL, 0, NULL);
     query->pending = 0;
 }
 static void NAME_ST(few_stream)(const ff_points *points, const few_packed *packed, int64_t start, int64_t stop,

@@ -38,7 +38,7 @@ static size_t batch_tile_values(int64_t size) {
 typedef unsigned char NAME_ST(batch_value);
 
 /* Each query is on its own in the state, so few are merged together; those are packed together whose pieces share lines. */
-enum { NAME_ST(STATE_LANES) = 1, NAME_ST(UNIT) = MATRIX_ROWS, NAME_ST(PART) = 4 };
+enum { NAME_ST(STATE_LANES) = 1, NAME_ST(PACKED) = MATRIX_ROWS, NAME_ST(MERGED) = 4 };
 
 /* Nothing is made of the points before the products: each converts what it is about to use. */
 static void NAME_ST(batch_make_tile)(const ff_points *points, int64_t start, int64_t count, unsigned char *tile) {

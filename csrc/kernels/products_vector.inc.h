@@ -28,7 +28,7 @@ static size_t batch_tile_values(int64_t size) { return BATCH_GROUP * (size_t)(ba
 typedef FF_TT NAME_ST(batch_value);
 
 /* Queries in the state are in panels of this many, and so they are packed, merged and written. */
-enum { NAME_ST(STATE_LANES) = LANES, NAME_ST(UNIT) = LANES, NAME_ST(PART) = LANES };
+enum { NAME_ST(STATE_LANES) = LANES, NAME_ST(PACKED) = LANES, NAME_ST(MERGED) = LANES };
 
 /* The q of a panel of queries, laid out [k][lane]. */
 static size_t NAME_ST(batch_panel_bytes)(int64_t size) { return LANES * (size_t)batch_padded(size) * sizeof(FF_TT); }

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { COUNT = 1300, SIZE = 19, QUERIES = 37, CALLERS = 3, ROUNDS = 1, THREADS = 4 };
+enum { COUNT = 1300, SIZE = 19, QUERIES = 75, CALLERS = 3, ROUNDS = 1, THREADS = 4 };
 
 /* size and queries choose the kernel: for few dimensions and many, few queries and many; own variances the general one,
    where a trace is asked for. */
