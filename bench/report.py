@@ -307,8 +307,7 @@ def markdown(here: dict[str, str], sections: Sequence[Section], missing: Sequenc
         "# Performance",
         "",
         f"Written by `python -m bench.report --mode {mode}` on {here['date']}: edit `bench/report.py`, not this page.",
-        "Times hold for this machine alone; ratios carry further. [bench/README.md](../bench/README.md) says how they",
-        "are taken.",
+        "Times hold for this machine alone; ratios carry further. `bench/README.md` says how they are taken.",
         "",
         markdown_table(("machine", ""), [[name, value] for name, value in here.items()], left=2),
     ]
