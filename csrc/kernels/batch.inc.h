@@ -51,9 +51,9 @@ static const double BATCH_OTHERS = 0.25, BATCH_DOUBT = 1.0;
 static inline int batch_sits(double own, double others) { return own <= 4.0 * others * others * (own + 20.0); }
 
 /* clang-format off */
-#define BATCH(s, t) {OF(STATE_LANES, s##_##t), BATCH_PANELS * OF(LANES, t), OF(PACKED, s##_##t), OF(MERGED, s##_##t), batch_chunk, \
-                     sum_values, OF(batch_packed_bytes, s##_##t), OF(batch_scratch_bytes, s##_##t), OF(batch_pack, s##_##t), \
-                     NULL, OF(batch_compute, s##_##t), OF(batch_merge, s##_##t), NULL}
+#define BATCH(s, t) {OF(STATE_LANES, s##_##t), BATCH_PANELS * OF(LANES, t), OF(PACKED, s##_##t), OF(MERGED, s##_##t), \
+                     batch_chunk, sum_values, OF(batch_packed_bytes, s##_##t), OF(batch_scratch_bytes, s##_##t), \
+                     OF(batch_pack, s##_##t), NULL, OF(batch_compute, s##_##t), OF(batch_merge, s##_##t), NULL}
 /* clang-format on */
 #endif
 

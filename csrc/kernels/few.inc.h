@@ -176,6 +176,11 @@ static void NAME_ST(few_exact_strip)(const ff_job *job, int64_t start, int64_t s
 #define FEW_STEP (4 * FF_LANES_T)
 #define INLINE static inline __attribute__((always_inline))
 
+/* Rows of the points from j on, the last one again beyond it. */
+INLINE void NAME_ST(few_rows)(const ff_points *points, int64_t j, int64_t last, int count, const void **rows) {
+    for (int i = 0; i < count; i++) rows[i] = NAME_S(row)(points, ff_min(j + i, last));
+}
+
 /* mu' of one vector. */
 INLINE TV NAME_ST(few_offset)(TV stored, const FF_TT *centre, int64_t k, int at_zero) {
     return at_zero ? stored : T(sub)(stored, T(load)(centre + k));
@@ -232,7 +237,7 @@ static void NAME_ST(few_sum_end)(const FF_STORED *const *row, const TV *weight, 
    that of number `quarter`. The point streams from memory while the four, met a strip before, lie in cache: memory is
    never idle. One point at a time, as a single stream of consecutive lines runs at twice the bandwidth of four; it is
    fetched FEW_AHEAD bytes in advance, and beside it the point `ahead`. */
-INLINE double NAME_ST(few_dot)(const FF_STORED *row, const FF_STORED *ahead, const FF_TT *q, const FF_TT *centre, int64_t size,
+INLINE double NAME_ST(few_dot)(const FF_STORED *row, const void *ahead, const FF_TT *q, const FF_TT *centre, int64_t size,
                                int at_zero, const FF_STORED *const *pending, const TV *weight, int64_t quarter, FF_TT *sum) {
     TV part[4] = {T(set1)(0), T(set1)(0), T(set1)(0), T(set1)(0)};
     const int64_t steps = size / FEW_STEP;
@@ -241,7 +246,7 @@ INLINE double NAME_ST(few_dot)(const FF_STORED *row, const FF_STORED *ahead, con
         FF_UNROLL
         for (size_t line = 0; line < FEW_STEP * sizeof *row; line += FF_LINE) {
             __builtin_prefetch((const char *)(row + k) + FEW_AHEAD + line, 0, 3);
-            __builtin_prefetch((const char *)(ahead + k) + line, 0, 2);
+            __builtin_prefetch((const FF_STORED *)ahead + k + line / sizeof *row, 0, 2);
         }
         FF_UNROLL
         for (int i = 0; i < 4; i++)
@@ -254,7 +259,7 @@ INLINE double NAME_ST(few_dot)(const FF_STORED *row, const FF_STORED *ahead, con
 /* The same for four points side by side: where rows are longer than FF_SEGMENT, the query, the centre and the sums leave
    the first-level cache, and are loaded once for all of them. Here four streams, each on pages of its own, are as fast as
    one; four points `ahead` are fetched meanwhile. */
-INLINE void NAME_ST(few_dots4)(const FF_STORED *const *row, const FF_STORED *const *ahead, const FF_TT *q, const FF_TT *centre,
+INLINE void NAME_ST(few_dots4)(const FF_STORED *const *row, const void *const *ahead, const FF_TT *q, const FF_TT *centre,
                                int64_t size, int at_zero, const FF_STORED *const *pending, const TV *weight, FF_TT *sum,
                                double *dots) {
     const int64_t line = FF_LINE / (int64_t)sizeof **row;
@@ -262,7 +267,7 @@ INLINE void NAME_ST(few_dots4)(const FF_STORED *const *row, const FF_STORED *con
     for (int64_t k = 0; k < size / FEW_STEP * FEW_STEP; k += FF_LANES_T) {
         FF_UNROLL
         for (int i = 0; i < 4; i++) {
-            if (k % line == 0) __builtin_prefetch(ahead[i] + k, 0, 2);
+            if (k % line == 0) __builtin_prefetch((const FF_STORED *)ahead[i] + k, 0, 2);
             part[i] = NAME_ST(few_dot_part)(row[i], q, centre, k, at_zero, part[i]);
         }
         if (pending) NAME_ST(few_sum_part)(pending, weight, centre, k, at_zero, sum);
@@ -301,14 +306,13 @@ INLINE void NAME_ST(few_pass)(const ff_points *points, const FF_TT *q, const FF_
     FF_TT *sum = query->narrow_sum;
     int64_t j = start;
     for (int64_t done = 0; j + 4 <= stop || done < query->pending; j += 4) {
-        const FF_STORED *next[4], *ahead[4], *row[4];
+        const FF_STORED *next[4], *row[4];
+        const void *ahead[4];
         TV weight[4];
         double *to = dots + (j - start);
         const int has_next = j + 4 <= stop, has_sums = done < query->pending;
-        for (int i = 0; i < 4 && has_next; i++) {
-            next[i] = NAME_S(row)(points, j + i);
-            ahead[i] = NAME_S(row)(points, ff_min(j + i + far, last));
-        }
+        for (int i = 0; i < 4 && has_next; i++) next[i] = NAME_S(row)(points, j + i);
+        NAME_ST(few_rows)(points, j + far, last, 4, ahead);
         for (int i = 0; i < 4 && has_sums; i++) {
             row[i] = NAME_S(row)(points, query->index[done + i]);
             weight[i] = T(set1)((FF_TT)query->weight[done + i]);

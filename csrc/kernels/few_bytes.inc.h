@@ -89,11 +89,6 @@ INLINE void few_fetch(const void *const *rows, int count, int64_t vector) {
 
 #define LOAD_BYTES(p) FF_PASTE(bytes_load_, FF_S)(p)
 
-/* Rows of the points from j on, the last one again beyond it. */
-INLINE void NAME_ST(few_rows)(const ff_points *points, int64_t j, int64_t last, int count, const void **rows) {
-    for (int i = 0; i < count; i++) rows[i] = NAME_S(row)(points, ff_min(j + i, last));
-}
-
 /* The centre in the order of the sums, with what is added to a stored value as it is loaded. */
 static void NAME_ST(few_whole_centre)(const ff_points *points, float *centre) {
     for (int64_t i = 0; i < few_vectors(points->size) * FEW_BYTES; i++) {
