@@ -61,6 +61,8 @@ static inline const double *centre_f64(const ff_points *points) { return points-
 /* The same in float64: the logit of a point that a query leaves out. */
 #define FF_LEFT_OUT (-1e300)
 
+static inline double f32_sum(f32v v) { return f64_sum(f64_add(f64_from_low(v), f64_from_high(v))); }
+
 /* Dimensions handled at a time where several points meet one query: the query's, the centre's and the sum's share of
    them stay in the first-level cache (of 32 KB) while the points stream through. */
 enum { FF_SEGMENT = 1024 };

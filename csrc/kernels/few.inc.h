@@ -13,14 +13,13 @@ enum {
        if that leaves FEW_CHUNKS chunks to share out. */
     FEW_LONG_CHUNK = 1024,
     FEW_CHUNKS = 64,
-    FEW_STRIP = 32 * 1024, /* bytes of a strip: it stays in the first-level cache */
-    /* Bytes from what is read to what is fetched meanwhile, a quarter of a page: it starts the processor's own fetching
-       of the next page early. Twice as far was slower (Zen 3), half as far as fast. */
-    FEW_AHEAD = 1024,
-    /* The same to the second-level cache, which has more places for what is on its way than the first. With it 2 threads of a
-       Xeon read float32 rows of 784 1.24 times as fast by AVX2 and 1.16 times by AVX-512, 8 threads 1.16 times, 16 of 8 cores
-       0.97 times; rows of 3,072, four rows ahead, 1.08, 1.04, 1.06 and 1.1 times. Twice as far was as fast. */
-    FEW_FAR = 8 * 1024,
+    FEW_STRIP = 16 * 1024, /* bytes of a strip: it stays in the first-level cache beside what is fetched meanwhile */
+    FEW_LONG_STRIP = 32 * 1024, /* of bytes, which are fetched to the second-level cache, and are summed by eight points */
+    /* Bytes from what is read to what is fetched meanwhile. Over 1 KB, with 8 KB to the second-level cache beside it, 2 threads
+       of Zen 5 read 1.1 (AVX2) to 1.25 (AVX-512) times as fast in 256 to 784 dimensions, 1.1 times in 2,048 and 3,072 and as
+       fast in 12,288. 4 KB is as fast by AVX2 and 0.9 times by AVX-512, and for float16 0.9 by both; 8 KB is 0.9 in 1,024
+       dimensions, where it is a multiple of the row. On a Xeon, 2 to 16 threads cannot tell 4 KB from what was before. */
+    FEW_AHEAD = 6 * 1024,
     /* From so many dimensions on, dot products that are not exact enough are still faster, as a screen, than residuals in
        float64: 0.7 to 0.9 times as fast in 20, 1 to 1.2 in 32, 1.1 to 1.4 in 64, 1.6 to 2.1 in 784 and 3,072 (t from 0.2 to
        0.999, two Xeon cores, AVX2). */
@@ -206,10 +205,7 @@ INLINE double NAME_ST(few_dot_end)(const FF_STORED *row, const FF_TT *q, const F
     enum { L = FF_LANES_T };
     int64_t k = size / FEW_STEP * FEW_STEP;
     for (; k + L <= size; k += L) part = T(fma)(T(sub)(FF_LOAD_T(row + k), T(load)(centre + k)), T(load)(q + k), part);
-    FF_TT lanes[L];
-    T(store)(lanes, part);
-    double dot = 0.0;
-    for (int l = 0; l < L; l++) dot += (double)lanes[l];
+    double dot = T(sum)(part);
     for (; k < size; k++) dot += (double)(((FF_TT)VALUE(row[k]) - centre[k]) * q[k]);
     return dot;
 }
@@ -235,44 +231,30 @@ static void NAME_ST(few_sum_end)(const FF_STORED *const *row, const TV *weight, 
 
 /* q.mu' of one point, and beside it, unless `pending` is NULL, the sums of four points for a quarter of the dimensions,
    that of number `quarter`. The point streams from memory while the four, met a strip before, lie in cache: memory is
-   never idle. One point at a time, as a single stream of consecutive lines runs at twice the bandwidth of four; it is
-   fetched FEW_AHEAD bytes in advance, and beside it the point `ahead`. */
-INLINE double NAME_ST(few_dot)(const FF_STORED *row, const void *ahead, const FF_TT *q, const FF_TT *centre, int64_t size,
-                               int at_zero, const FF_STORED *const *pending, const TV *weight, int64_t quarter, FF_TT *sum) {
+   never idle. One point at a time, as a single stream of consecutive lines runs at up to twice the bandwidth of four.
+   Meanwhile what lies FEW_AHEAD bytes further on is fetched: ahead[0] from its byte `rest` on, and then ahead[1]. */
+INLINE double NAME_ST(few_dot)(const FF_STORED *row, const void *const ahead[2], int64_t rest, const FF_TT *q,
+                               const FF_TT *centre, int64_t size, int at_zero, const FF_STORED *const *pending,
+                               const TV *weight, int64_t quarter, FF_TT *sum) {
     TV part[4] = {T(set1)(0), T(set1)(0), T(set1)(0), T(set1)(0)};
-    const int64_t steps = size / FEW_STEP;
-    for (int64_t step = 0; step < steps; step++) {
-        const int64_t k = step * FEW_STEP;
-        FF_UNROLL
-        for (size_t line = 0; line < FEW_STEP * sizeof *row; line += FF_LINE) {
-            __builtin_prefetch((const char *)(row + k) + FEW_AHEAD + line, 0, 3);
-            __builtin_prefetch((const FF_STORED *)ahead + k + line / sizeof *row, 0, 2);
+    const int64_t steps = size / FEW_STEP, left = size - rest / (int64_t)sizeof *row; /* of ahead[0] */
+    int64_t step = 0;
+    for (int which = 0; which < 2; which++) {
+        const uintptr_t fetched = (uintptr_t)ahead[which] - (uintptr_t)((which ? left : left - size) * (int64_t)sizeof *row);
+        const int64_t end = which ? steps : left / FEW_STEP;
+        for (; step < end; step++) {
+            const int64_t k = step * FEW_STEP;
+            FF_UNROLL
+            for (size_t line = 0; line < FEW_STEP * sizeof *row; line += FF_LINE)
+                __builtin_prefetch((const void *)(fetched + (size_t)k * sizeof *row + line), 0, 3);
+            FF_UNROLL
+            for (int i = 0; i < 4; i++)
+                part[i] = NAME_ST(few_dot_part)(row, q, centre, k + i * FF_LANES_T, at_zero, part[i]);
+            if (pending)
+                NAME_ST(few_sum_part)(pending, weight, centre, (quarter * steps + step) * FF_LANES_T, at_zero, sum);
         }
-        FF_UNROLL
-        for (int i = 0; i < 4; i++)
-            part[i] = NAME_ST(few_dot_part)(row, q, centre, k + i * FF_LANES_T, at_zero, part[i]);
-        if (pending) NAME_ST(few_sum_part)(pending, weight, centre, (quarter * steps + step) * FF_LANES_T, at_zero, sum);
     }
     return NAME_ST(few_dot_end)(row, q, centre, size, T(add)(T(add)(part[0], part[1]), T(add)(part[2], part[3])));
-}
-
-/* The same for four points side by side: where rows are longer than FF_SEGMENT, the query, the centre and the sums leave
-   the first-level cache, and are loaded once for all of them. Here four streams, each on pages of its own, are as fast as
-   one; four points `ahead` are fetched meanwhile. */
-INLINE void NAME_ST(few_dots4)(const FF_STORED *const *row, const void *const *ahead, const FF_TT *q, const FF_TT *centre,
-                               int64_t size, int at_zero, const FF_STORED *const *pending, const TV *weight, FF_TT *sum,
-                               double *dots) {
-    const int64_t line = FF_LINE / (int64_t)sizeof **row;
-    TV part[4] = {T(set1)(0), T(set1)(0), T(set1)(0), T(set1)(0)};
-    for (int64_t k = 0; k < size / FEW_STEP * FEW_STEP; k += FF_LANES_T) {
-        FF_UNROLL
-        for (int i = 0; i < 4; i++) {
-            if (k % line == 0) __builtin_prefetch((const FF_STORED *)ahead[i] + k, 0, 2);
-            part[i] = NAME_ST(few_dot_part)(row[i], q, centre, k, at_zero, part[i]);
-        }
-        if (pending) NAME_ST(few_sum_part)(pending, weight, centre, k, at_zero, sum);
-    }
-    for (int i = 0; i < 4; i++) dots[i] = NAME_ST(few_dot_end)(row[i], q, centre, size, part[i]);
 }
 
 /* Bytes are left to whole numbers where the instruction set has them: WHOLE(size, this) that. */
@@ -301,41 +283,38 @@ INLINE int64_t NAME_ST(few_row)(int64_t size) {
 /* The dot products of points start..stop-1 into `dots`, meanwhile the sums of the pending points of the query. */
 INLINE void NAME_ST(few_pass)(const ff_points *points, const FF_TT *q, const FF_TT *centre, int at_zero, int64_t start,
                               int64_t stop, few_query *query, double *dots) {
-    const int64_t size = points->size, last = points->count - 1;
-    const int64_t far = size > FF_SEGMENT ? 4 : ff_ceil_div(FEW_FAR, size * (int64_t)sizeof(FF_STORED)); /* points */
+    const int64_t size = points->size, last = points->count - 1, bytes = size * (int64_t)sizeof(FF_STORED);
+    const int64_t far = FEW_AHEAD / bytes, rest = FEW_AHEAD % bytes; /* from one point to what is fetched meanwhile */
+    const void *ahead[5];
     FF_TT *sum = query->narrow_sum;
     int64_t j = start;
     for (int64_t done = 0; j + 4 <= stop || done < query->pending; j += 4) {
-        const FF_STORED *next[4], *row[4];
-        const void *ahead[4];
+        const FF_STORED *row[4];
         TV weight[4];
-        double *to = dots + (j - start);
         const int has_next = j + 4 <= stop, has_sums = done < query->pending;
-        for (int i = 0; i < 4 && has_next; i++) next[i] = NAME_S(row)(points, j + i);
-        NAME_ST(few_rows)(points, j + far, last, 4, ahead);
         for (int i = 0; i < 4 && has_sums; i++) {
             row[i] = NAME_S(row)(points, query->index[done + i]);
             weight[i] = T(set1)((FF_TT)query->weight[done + i]);
         }
         done += 4;
-        if (has_next && has_sums && size > FF_SEGMENT)
-            NAME_ST(few_dots4)(next, ahead, q, centre, size, at_zero, row, weight, sum, to);
-        else if (has_next && has_sums)
+        NAME_ST(few_rows)(points, j + far, last, 5, ahead);
+        if (has_next && has_sums)
             for (int i = 0; i < 4; i++)
-                to[i] = NAME_ST(few_dot)(next[i], ahead[i], q, centre, size, at_zero, row, weight, i, sum);
-        else if (has_next && size > FF_SEGMENT)
-            NAME_ST(few_dots4)(next, ahead, q, centre, size, at_zero, NULL, NULL, NULL, to);
+                dots[j - start + i] = NAME_ST(few_dot)(NAME_S(row)(points, j + i), ahead + i, rest, q, centre, size, at_zero,
+                                                       row, weight, i, sum);
         else if (has_next)
             for (int i = 0; i < 4; i++)
-                to[i] = NAME_ST(few_dot)(next[i], ahead[i], q, centre, size, at_zero, NULL, NULL, 0, NULL);
+                dots[j - start + i] = NAME_ST(few_dot)(NAME_S(row)(points, j + i), ahead + i, rest, q, centre, size, at_zero,
+                                                       NULL, NULL, 0, NULL);
         else
             for (int64_t k = 0; k < size / FEW_STEP * FEW_STEP; k += FF_LANES_T)
                 NAME_ST(few_sum_part)(row, weight, centre, k, at_zero, sum);
         if (has_sums) NAME_ST(few_sum_end)(row, weight, centre, size, sum);
     }
-    for (j = start + (stop - start) / 4 * 4; j < stop; j++)
-        dots[j - start] = NAME_ST(few_dot)(NAME_S(row)(points, j), NAME_S(row)(points, ff_min(j + far, last)), q, centre, size,
-                                           at_zero, NULL, NULL, 0, NULL);
+    for (j = start + (stop - start) / 4 * 4; j < stop; j++) {
+        NAME_ST(few_rows)(points, j + far, last, 2, ahead);
+        dots[j - start] = NAME_ST(few_dot)(NAME_S(row)(points, j), ahead, rest, q, centre, size, at_zero, NULL, NULL, 0, NULL);
+    }
     query->pending = 0;
 }
 static void NAME_ST(few_stream)(const ff_points *points, const few_packed *packed, int64_t start, int64_t stop,
@@ -460,7 +439,8 @@ static void NAME_ST(few_compute)(const ff_job *job, int64_t start, int64_t stop,
         q->pending = 0;
         q->rest = 0.0;
     }
-    const int64_t strip = ff_min(FEW_CHUNK, ff_max(4, FEW_STRIP / (size * (int64_t)sizeof(FF_STORED)) / 4 * 4));
+    const int64_t room = sizeof(FF_STORED) == 1 ? FEW_LONG_STRIP : FEW_STRIP;
+    const int64_t strip = ff_min(FEW_CHUNK, ff_max(4, room / (size * (int64_t)sizeof(FF_STORED)) / 4 * 4));
     for (int64_t j = start; j < stop; j += strip)
         for (int64_t i = 0; i < count; i++)
             (packed[i].how.sharp ? NAME_ST(few_exact_strip) : NAME_ST(few_dots_strip))(

@@ -183,11 +183,11 @@ INLINE void NAME_ST(few_whole_add)(const ff_points *points, const int64_t *index
         FF_UNROLL
         for (int i = 0; i < FEW_TOGETHER; i += 2) {
             const i32v one = LOAD_BYTES(row[i] + k), two = LOAD_BYTES(row[i + 1] + k), w = pair[i / 2];
-            const i32v even = bytes_even(one), odd = bytes_odd(one), even2 = bytes_even(two), odd2 = bytes_odd(two);
-            sum[0] = i32_dot(sum[0], i16_pairs_low(even, even2), w);
-            sum[1] = i32_dot(sum[1], i16_pairs_high(even, even2), w);
-            sum[2] = i32_dot(sum[2], i16_pairs_low(odd, odd2), w);
-            sum[3] = i32_dot(sum[3], i16_pairs_high(odd, odd2), w);
+            const i32v low = i16_pairs_low(one, two), high = i16_pairs_high(one, two);
+            sum[0] = i32_dot(sum[0], bytes_even(low), w);
+            sum[1] = i32_dot(sum[1], bytes_even(high), w);
+            sum[2] = i32_dot(sum[2], bytes_odd(low), w);
+            sum[3] = i32_dot(sum[3], bytes_odd(high), w);
         }
         FF_UNROLL
         for (int i = 0; i < 4; i++) {

@@ -105,7 +105,11 @@ static inline i32v i16_pairs_low(i32v a, i32v b) { return _mm256_unpacklo_epi16(
 static inline i32v i16_pairs_high(i32v a, i32v b) { return _mm256_unpackhi_epi16(a, b); }
 static inline i32v bytes_even(i32v bytes) { return _mm256_and_si256(bytes, _mm256_set1_epi16(255)); }
 static inline i32v bytes_odd(i32v bytes) { return _mm256_srli_epi16(bytes, 8); }
-static inline i32v bytes_load_u8(const ff_u8 *p) { return _mm256_loadu_si256((const __m256i *)p); }
+static inline i32v bytes_load_u8(const ff_u8 *p) {
+    i32v bytes = _mm256_loadu_si256((const __m256i *)p);
+    __asm__("" : "+x"(bytes)); /* once: each of two uses would load it, and rows rarely begin with a cache line */
+    return bytes;
+}
 static inline i32v bytes_load_i8(const ff_i8 *p) { /* with BYTES_BIAS */
     return _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)p), _mm256_set1_epi8(-128));
 }

@@ -106,7 +106,11 @@ static inline i32v i16_pairs_low(i32v a, i32v b) { return _mm512_unpacklo_epi16(
 static inline i32v i16_pairs_high(i32v a, i32v b) { return _mm512_unpackhi_epi16(a, b); }
 static inline i32v bytes_even(i32v bytes) { return _mm512_and_si512(bytes, _mm512_set1_epi16(255)); }
 static inline i32v bytes_odd(i32v bytes) { return _mm512_srli_epi16(bytes, 8); }
-static inline i32v bytes_load_u8(const ff_u8 *p) { return _mm512_loadu_si512(p); }
+static inline i32v bytes_load_u8(const ff_u8 *p) {
+    i32v bytes = _mm512_loadu_si512(p);
+    __asm__("" : "+v"(bytes)); /* once: each of two uses would load it, and rows rarely begin with a cache line */
+    return bytes;
+}
 static inline i32v bytes_load_i8(const ff_i8 *p) { /* with BYTES_BIAS */
     return _mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8(-128));
 }
