@@ -13,12 +13,15 @@ to the end: an installed fastflow goes first, and an editable installation, whic
 as before.
 
 It also clears two variables that choose the kernels of OpenBLAS. Some systems set them for the sake of old versions,
-and they make a current NumPy slower than it is. OpenBLAS reads them when NumPy is first imported, which is later.
+and they make a current NumPy slower than it is. OpenBLAS reads them when NumPy is first imported, which is later. So
+is what holds everyone to an instruction set, if that is wanted (held.py).
 """
 
 import os
 import sys
 from pathlib import Path
+
+from .held import hold
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -35,3 +38,4 @@ def _kernels_of_openblas_by_processor() -> None:
 
 _installed_first()
 _kernels_of_openblas_by_processor()
+hold()

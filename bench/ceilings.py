@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import measure
+from . import held, measure
 from .cases import Case
 from .machine import Unmeasurable
 
@@ -121,8 +121,10 @@ def _library() -> ctypes.CDLL:
         raise Unmeasurable("the ceilings of the machine need a C compiler, which is not here; set CC to one")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ceilings.so"
-        command = [compiler, "-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC", "-pthread"]
-        done = subprocess.run([*command, str(_SOURCE), "-o", str(path)], capture_output=True, text=True)
+        command = [compiler, "-O3", "-march=native", *held.flags(), "-ffp-contract=fast"]
+        done = subprocess.run(
+            [*command, "-shared", "-fPIC", "-pthread", str(_SOURCE), "-o", str(path)], capture_output=True, text=True
+        )
         if done.returncode:
             raise Unmeasurable(f"{_SOURCE.name} does not compile:\n{done.stderr.strip()}")
         library = ctypes.CDLL(str(path))  # stays loaded when the file is gone

@@ -12,6 +12,7 @@ import numpy as np
 
 import fastflow as ff
 
+from . import held
 from .cases import TIME, Case, Points
 from .rivals import Rival, rivals, unchanged
 
@@ -57,6 +58,12 @@ class Contender:
         return self.prepare(case.points() if self.backend is not None else Points(case.data()), TIME)
 
 
+def isas(backend: str) -> tuple[str, ...]:
+    """The instruction sets of a backend of fastflow that may run, the most capable last."""
+    found = ff.backends()[backend].isas
+    return found[: found.index(held.isa()) + 1] if held.isa() in found else found
+
+
 def backend_contenders(num_threads: int, *, every_isa: bool = False) -> list[Contender]:
     """Every backend of the registry under its own name, with the instruction set that it prefers.
 
@@ -65,10 +72,10 @@ def backend_contenders(num_threads: int, *, every_isa: bool = False) -> list[Con
     found = []
     for backend, info in ff.backends().items():
         missing = "" if info.available else info.reason
-        preferred = info.isas[-1] if info.isas else None
+        preferred, *others = isas(backend)[::-1] or (None,)
         found.append(_backend_contender(backend, backend, preferred, num_threads, missing))
         if every_isa:
-            for isa in info.isas[-2::-1]:
+            for isa in others:
                 found.append(_backend_contender(f"{backend}-{isa}", backend, isa, num_threads, missing))
     return found
 
@@ -99,13 +106,20 @@ def _rival_contender(rival: Rival, num_threads: int) -> Contender:
     return Contender(
         rival.name,
         lambda points, t: rival.prepare(points.values(), t, num_threads),
-        missing="" if rival.available() else f"needs {rival.needs}",
+        missing=_missing(rival),
         enter=rival.enter,
         leave=rival.leave,
         device=rival.device,
         tolerance=rival.tolerance,
         compiles=rival.compiles,
     )
+
+
+def _missing(rival: Rival) -> str:
+    """Why a rival cannot run here; empty if it can."""
+    if held.isa() and not rival.can_be_held:
+        return f"cannot be held to {held.isa()}"
+    return "" if rival.available() else f"needs {rival.needs}"
 
 
 @contextmanager

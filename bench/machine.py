@@ -14,7 +14,7 @@ from pathlib import Path
 import fastflow as ff
 from fastflow.backends.cores import usable_cores
 
-from . import ROOT
+from . import ROOT, held
 
 _LIBRARIES = ("numpy", "numba", "torch", "jax", "pykeops")
 _BLAS_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
@@ -43,6 +43,7 @@ def machine(num_threads: int) -> dict[str, str]:
         "processor": _processor(),
         "cores": str(usable_cores()),
         "threads": str(num_threads),
+        **({"all held to": held.isa()} if held.isa() else {}),
         "date": datetime.date.today().isoformat(),
         "python": platform.python_version(),
         "fastflow": ff.__version__ + (" (source tree)" if _in_source_tree() else ""),

@@ -13,13 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-import fastflow as ff
 from fastflow._optional import require
 
 from . import ROOT, accuracy, ceilings, machine, measure, options, overhead, pictures, scaling, targets
 from .cases import TIME, Case, cases
 from .compare import Result, compare, contenders
-from .contenders import Contender
+from .contenders import Contender, isas
 from .table import markdown_table, plain_table
 
 _ROUNDS = {"short": 2, "full": 9}
@@ -278,11 +277,10 @@ def measured(
         sweeps, paths = scaling.sweeps(OURS, num_threads, mode), scaling.paths(OURS, num_threads, mode)
         speedups = scaling.speedups(OURS, num_threads, mode)
 
-    native = ff.backends()[OURS]
     verdicts = targets.verdicts(
         found.figures(),
         [own for own in overheads if own.backend == OURS],
-        native.isas[-1] if native.isas else None,
+        next(iter(isas(OURS)[::-1]), None),
         num_threads,
         mode == "full",
     )

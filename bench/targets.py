@@ -100,7 +100,7 @@ def verdicts(
     Args:
         figures: by case and figure.
         overheads: of the backends that have to be quick.
-        isa: instruction set that the native backend prefers here.
+        isa: the most capable instruction set that the native backend may use here.
         full: whether the cases have their full sizes.
     """
     found = []

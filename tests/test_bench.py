@@ -83,6 +83,37 @@ def test_the_processor_chooses_the_kernels_of_blas():
     assert run("-c", code, OPENBLAS_CORETYPE="Prescott").strip() == "False"
 
 
+@pytest.mark.skipif("avx2" not in ff.backends()["native"].isas, reason="AVX2 is not here to be held to")
+def test_everyone_is_held_to_an_instruction_set(tmp_path):
+    file = tmp_path / "report.json"
+    chosen = ("--contenders", "native", "jax-jit", "--json", str(file))
+    printed = run(
+        *("-m", "bench.compare", "--mode", "short", "--cases", "digits", "--rounds", "1", *chosen),
+        FASTFLOW_BENCH_ISA="avx2",
+        OPENBLAS_CORETYPE="Prescott",
+    )
+    report = json.loads(file.read_text())
+    assert report["machine"]["all held to"] == "avx2"
+    assert report["machine"].get("blas", "Haswell").endswith(("Haswell", "(Haswell)"))
+    assert {result["contender"] for result in report["results"]} == {"numpy-blas", "native"}
+    assert "missing: jax-jit: cannot be held to avx2" in printed
+    code = "from bench import contenders; from fastflow.backends.numba import vector"
+    code += "; print(contenders.isas('native')[-1], vector.VECTOR_BYTES)"
+    assert run("-c", code, FASTFLOW_BENCH_ISA="avx2").split() == ["avx2", "32"]
+
+
+def test_an_instruction_set_that_nobody_can_be_held_to_is_refused():
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.overhead"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "FASTFLOW_BENCH_ISA": "mmx"},
+    )
+    assert done.returncode != 0
+    assert "FASTFLOW_BENCH_ISA is 'mmx'; accepted are 'avx2'" in done.stderr
+
+
 def test_no_thread_is_left_without_queries():
     code = "from bench.rivals.torch_sdpa import heads, slices; print(heads(64, 2), heads(64, 16), heads(1, 16))"
     assert run("-c", code).split() == ["1", "16", "1"]

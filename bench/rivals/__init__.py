@@ -41,6 +41,7 @@ class Rival:
         tolerance: the largest relative error that counts as a right answer: rivals lose digits in float32, and the
             tables say how many.
         compiles: its first call takes seconds for each number of dimensions, which short runs do without.
+        can_be_held: whether it can be told to use less than all instruction sets of the processor (../held.py).
     """
 
     name: str
@@ -52,6 +53,7 @@ class Rival:
     device: str = "cpu"
     tolerance: float = 1e-4
     compiles: bool = False
+    can_be_held: bool = True
 
 
 def rivals() -> list[Rival]:

@@ -65,4 +65,12 @@ def enter(x: np.ndarray) -> jax.Array:
     return jax.device_put(x, jax.devices("cpu")[0])
 
 
-RIVAL = Rival("jax-jit", available=available, prepare=prepare, needs="jax", enter=enter, leave=np.asarray)
+RIVAL = Rival(
+    "jax-jit",
+    available=available,
+    prepare=prepare,
+    needs="jax",
+    enter=enter,
+    leave=np.asarray,
+    can_be_held=False,
+)
