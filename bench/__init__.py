@@ -4,8 +4,9 @@
            └─ answers (float64, for every timed result)            ├─ test_speed   the same under pytest-benchmark
                                                                    ├─ models       what a variance of each point costs
                                                                    ├─ overhead     microseconds per small call
+                                                                   ├─ profile      where the time of our kernels goes
                                                                    └─ memory       peak above inputs and outputs
-    compare, ceilings, accuracy, scaling, overhead ─ targets ─ report              docs/performance.md
+    compare, ceilings, accuracy, profile, scaling, overhead ─ targets ─ report     docs/performance.md
 
 Run from the root of the source tree; README.md has the commands. That folder comes first on the path then and would
 hide an installed fastflow behind a source tree that may have no compiled extension. Importing this package moves it

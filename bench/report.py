@@ -15,7 +15,7 @@ import numpy as np
 
 from fastflow._optional import require
 
-from . import ROOT, accuracy, ceilings, machine, measure, options, overhead, pictures, scaling, targets
+from . import ROOT, accuracy, ceilings, machine, measure, options, overhead, pictures, profile, scaling, targets
 from .cases import TIME, Case, cases
 from .compare import Result, compare, contenders
 from .contenders import Contender, isas
@@ -70,6 +70,7 @@ class Speeds:
             found[case.name, targets.SPEED] = self.ratio(case, OURS)[0]
             if own.share is not None:
                 found[case.name, targets.SHARE] = own.share
+                found[case.name, targets.LIMIT] = found[case.name, targets.SPEED] / own.share
             gpu = self.results.get((case.name, GPU))
             if gpu is not None:
                 found[case.name, targets.GPU] = measure.ratio(gpu.times, own.times)[0]
@@ -217,10 +218,22 @@ def _thread_section(found: Sequence[scaling.Speedup]) -> Section:
 
 
 def _target_section(found: Sequence[targets.Verdict]) -> Section:
-    rows = [[own.target, own.limit, own.value, own.outcome] for own in found]
+    rows = [[own.target, own.limit, own.value, own.at_ceiling, own.outcome] for own in found]
     met, missed = (sum(own.outcome == word for own in found) for word in (targets.MET, targets.MISSED))
-    words = f"Of the figures of `{OURS}`: {met} met, {missed} not met, {len(found) - met - missed} not decided here."
-    return Section("Targets", words, ("target", "limit", "measured", ""), rows)
+    words = (
+        f"Of the figures of `{OURS}`: {met} met, {missed} not met, {len(found) - met - missed} not decided here. "
+        "*At the ceiling* is what a speed would be if the whole call ran at the measured ceiling that bounds the case: "
+        "a limit above it asks for more than the machine does. *Where the time goes* has the rest."
+    )
+    return Section("Targets", words, ("target", "limit", "measured", "at the ceiling", ""), rows)
+
+
+def _profile_section(found: Sequence[profile.Profile]) -> Section:
+    words = (
+        f"Shares of the time of all threads of `{OURS}`, sampled by perf. Products are the dot products and the sums, "
+        "with the reading of the data where queries are few; weights are logits and their exponentials."
+    )
+    return Section("Where the time goes", words, ("case", *profile.PARTS), profile.rows(found))
 
 
 # The report -----------------------------------------------------------------------------------------------------
@@ -269,10 +282,14 @@ def measured(
     backends = [contender.backend for contender in chosen if contender.backend is not None]
     _progress("small calls")
     overheads = overhead.overheads(num_threads, _CALLS[mode], backends)
+    shares: list[profile.Profile] = []
     sweeps: list[scaling.Sweep] = []
     paths: list[scaling.Path] = []
     speedups: list[scaling.Speedup] = []
     if OURS in backends:
+        if not profile.missing():
+            _progress("where the time goes")
+            shares = profile.profiles(found.cases, num_threads, mode)
         _progress("growth of the time, threads")
         sweeps, paths = scaling.sweeps(OURS, num_threads, mode), scaling.paths(OURS, num_threads, mode)
         speedups = scaling.speedups(OURS, num_threads, mode)
@@ -288,6 +305,7 @@ def measured(
         _overview_section(found),
         _target_section(verdicts),
         _speed_section(found),
+        *([_profile_section(shares)] if shares else []),
         _ceiling_section(roof, num_threads),
         _accuracy_section(accuracies, mode),
     ]
@@ -335,6 +353,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with machine.equal_threads(given.num_threads):
             chosen, absent = contenders(given.num_threads, given.contenders, every_isa=False)
             missing = [f"{contender.name}: {contender.missing}" for contender in absent]
+            if reason := profile.missing():
+                missing.append(f"where the time goes: {reason}")
             if given.mode == "short" and given.contenders is None:
                 missing += [f"{c.name}: compiles for seconds, left out of short runs" for c in chosen if c.compiles]
                 chosen = [contender for contender in chosen if not contender.compiles]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import os
@@ -112,6 +113,18 @@ def test_an_instruction_set_that_nobody_can_be_held_to_is_refused():
     )
     assert done.returncode != 0
     assert "FASTFLOW_BENCH_ISA is 'mmx'; accepted are 'avx2'" in done.stderr
+
+
+def test_a_profile_tells_the_parts_of_the_kernel_apart():
+    report = """# Overhead  Shared Object      Symbol
+    60.00%  libfastflow.so  [.] batch_dots_f32_f32_avx2.constprop.0
+    20.00%  libfastflow.so  [.] batch_weigh_f32_f32_avx2
+    10.00%  libfastflow.so  [.] ff_something_new
+    10.00%  [unknown]       [k] schedule
+"""
+    code = "import sys; from bench.profile import PARTS, shares; print(dict(zip(PARTS, shares(sys.argv[1]))))"
+    found = {part: share for part, share in ast.literal_eval(run("-c", code, report)).items() if share}
+    assert found == {"products": 0.6, "weights": 0.2, "the rest": 0.1, "outside the library": 0.1}
 
 
 def test_no_thread_is_left_without_queries():

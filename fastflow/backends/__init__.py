@@ -11,6 +11,7 @@ import importlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -155,7 +156,10 @@ def _load(name: str) -> Backend | str:
         try:
             _loaded[name] = importlib.import_module(f".{name}", __name__).load()
         except ImportError as error:
-            _loaded[name] = f"{type(error).__name__}: {error}"
+            if error.name == f"{__name__}.{name}":  # a source tree, or an installation without a compiler
+                _loaded[name] = f"it is not compiled in {Path(__file__).parents[1]}"
+            else:
+                _loaded[name] = f"{type(error).__name__}: {error}"
     return _loaded[name]
 
 
