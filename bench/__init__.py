@@ -14,8 +14,8 @@ to the end: an installed fastflow goes first, and an editable installation, whic
 as before.
 
 It also clears two variables that choose the kernels of OpenBLAS. Some systems set them for the sake of old versions,
-and they make a current NumPy slower than it is. OpenBLAS reads them when NumPy is first imported, which is later. So
-is what holds everyone to an instruction set, if that is wanted (held.py).
+and they make a current NumPy slower than it is. OpenBLAS reads them when NumPy is first imported, which is later. Then
+it sets what holds everyone to an instruction set, if that is wanted (held.py).
 """
 
 import os

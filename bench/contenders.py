@@ -14,6 +14,7 @@ import fastflow as ff
 
 from . import held
 from .cases import TIME, Case, Points
+from .machine import Unmeasurable
 from .rivals import Rival, rivals, unchanged
 
 # The plain formula in float64, which is there to be read and compared with, not to be fast.
@@ -59,9 +60,13 @@ class Contender:
 
 
 def isas(backend: str) -> tuple[str, ...]:
-    """The instruction sets of a backend of fastflow that may run, the most capable last."""
+    """The instruction sets of a backend of fastflow that may run, the most capable first."""
     found = ff.backends()[backend].isas
-    return found[: found.index(held.isa()) + 1] if held.isa() in found else found
+    if held.isa() is not None and found:
+        if held.isa() not in found:
+            raise Unmeasurable(f"nobody can be held to {held.isa()} here: {backend} runs {', '.join(found)}")
+        found = found[: found.index(held.isa()) + 1]
+    return found[::-1]
 
 
 def backend_contenders(num_threads: int, *, every_isa: bool = False) -> list[Contender]:
@@ -72,7 +77,7 @@ def backend_contenders(num_threads: int, *, every_isa: bool = False) -> list[Con
     found = []
     for backend, info in ff.backends().items():
         missing = "" if info.available else info.reason
-        preferred, *others = isas(backend)[::-1] or (None,)
+        preferred, *others = isas(backend) or (None,)
         found.append(_backend_contender(backend, backend, preferred, num_threads, missing))
         if every_isa:
             for isa in others:

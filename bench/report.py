@@ -15,7 +15,7 @@ import numpy as np
 
 from fastflow._optional import require
 
-from . import ROOT, accuracy, ceilings, machine, measure, options, overhead, pictures, profile, scaling, targets
+from . import ROOT, accuracy, ceilings, held, machine, measure, options, overhead, pictures, profile, scaling, targets
 from .cases import TIME, Case, cases
 from .compare import Result, compare, contenders
 from .contenders import Contender, isas
@@ -25,6 +25,8 @@ _ROUNDS = {"short": 2, "full": 9}
 _PACE = {"short": measure.QUICK, "full": measure.CAREFUL}
 _LIBRARIES = ("sklearn.datasets", "skimage.data", "matplotlib.figure")
 _CALLS = {"short": 200, "full": 20_000}
+
+_OUT = ROOT / "docs"
 
 # The contender whose figures the targets are about, and the rival that the GPU is judged by.
 OURS, GPU = "native", "cuda-float32"
@@ -297,7 +299,7 @@ def measured(
     verdicts = targets.verdicts(
         found.figures(),
         [own for own in overheads if own.backend == OURS],
-        next(iter(isas(OURS)[::-1]), None),
+        next(iter(isas(OURS)), None),
         num_threads,
         mode == "full",
     )
@@ -343,9 +345,11 @@ def _progress(words: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = options.parser("report", __doc__, _ROUNDS)
     options.add_cases(parser)
-    parser.add_argument("--out", type=Path, default=ROOT / "docs", metavar="DIR", help="where to write (default: docs)")
+    parser.add_argument("--out", type=Path, default=_OUT, metavar="DIR", help="where to write (default: docs)")
     parser.add_argument("--no-write", action="store_true", help="print only")
     given = options.parsed(parser, _ROUNDS, arguments)
+    if held.isa() and given.out == _OUT and not given.no_write:
+        parser.error(f"--out is needed where all are held to {held.isa()}: {_OUT} has the page of a whole machine")
     try:
         machine.require_extension()
         for library in _LIBRARIES:  # before the work, not after it

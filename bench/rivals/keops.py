@@ -44,11 +44,4 @@ def prepare(data: np.ndarray, t: float, num_threads: int) -> Callable[[np.ndarra
 
 
 # Its sums run over all points one by one, which costs float32 a digit.
-RIVAL = Rival(
-    "keops",
-    available=available,
-    prepare=prepare,
-    needs="pykeops and a C++ compiler",
-    compiles=True,
-    can_be_held=False,
-)
+RIVAL = Rival("keops", available=available, prepare=prepare, needs="pykeops and a C++ compiler", compiles=True)

@@ -61,8 +61,6 @@ static inline const double *centre_f64(const ff_points *points) { return points-
 /* The same in float64: the logit of a point that a query leaves out. */
 #define FF_LEFT_OUT (-1e300)
 
-static inline double f32_sum(f32v v) { return f64_sum(f64_add(f64_from_low(v), f64_from_high(v))); }
-
 /* Dimensions handled at a time where several points meet one query: the query's, the centre's and the sum's share of
    them stay in the first-level cache (of 32 KB) while the points stream through. */
 enum { FF_SEGMENT = 1024 };
@@ -240,6 +238,9 @@ static inline void merge_row(const ff_job *job, int is_first, int64_t query, con
     else
         for (int64_t k = 0; k < rows; k++) to[k] = keep * to[k] + add * from[k];
 }
+
+/* Of all lanes, in float64, as f64_sum. */
+static inline double f32_sum(f32v v) { return f64_sum(f64_add(f64_from_low(v), f64_from_high(v))); }
 
 /* wide - largest for one vector of lanes of either compute type: the difference is taken before it is rounded, and bounded,
    so that a weight of zero times it is zero. */

@@ -14,11 +14,11 @@ enum {
     FEW_LONG_CHUNK = 1024,
     FEW_CHUNKS = 64,
     FEW_STRIP = 16 * 1024, /* bytes of a strip: it stays in the first-level cache beside what is fetched meanwhile */
-    FEW_LONG_STRIP = 32 * 1024, /* of bytes, which are fetched to the second-level cache, and are summed by eight points */
+    FEW_LONG_STRIP = 32 * 1024, /* where nothing is fetched meanwhile, or to the second-level cache */
     /* Bytes from what is read to what is fetched meanwhile. Over 1 KB, with 8 KB to the second-level cache beside it, 2 threads
-       of Zen 5 read 1.1 (AVX2) to 1.25 (AVX-512) times as fast in 256 to 784 dimensions, 1.1 times in 2,048 and 3,072 and as
-       fast in 12,288. 4 KB is as fast by AVX2 and 0.9 times by AVX-512, and for float16 0.9 by both; 8 KB is 0.9 in 1,024
-       dimensions, where it is a multiple of the row. On a Xeon, 2 to 16 threads cannot tell 4 KB from what was before. */
+       of Zen 5 read 1.1 (AVX2) and 1.3 to 1.4 times as fast (AVX-512) in 784 and 1,024 dimensions, and 1.05 to 1.1 times in
+       3,072; 4 KB is 0.9 to 1 times as fast, and 8 and 10 KB 0.9 to 1.05 times. On a Xeon, 2 to 16 threads could not tell
+       4 KB from what was before. Not measured since on Zen 3, where with an earlier loop 2 KB was slower than 1 KB. */
     FEW_AHEAD = 6 * 1024,
     /* From so many dimensions on, dot products that are not exact enough are still faster, as a screen, than residuals in
        float64: 0.7 to 0.9 times as fast in 20, 1 to 1.2 in 32, 1.1 to 1.4 in 64, 1.6 to 2.1 in 784 and 3,072 (t from 0.2 to
@@ -240,9 +240,10 @@ INLINE double NAME_ST(few_dot)(const FF_STORED *row, const void *const ahead[2],
     const int64_t steps = size / FEW_STEP, left = size - rest / (int64_t)sizeof *row; /* of ahead[0] */
     int64_t step = 0;
     for (int which = 0; which < 2; which++) {
-        const uintptr_t fetched = (uintptr_t)ahead[which] - (uintptr_t)((which ? left : left - size) * (int64_t)sizeof *row);
-        const int64_t end = which ? steps : left / FEW_STEP;
-        for (; step < end; step++) {
+        const int64_t end = which ? size : left, shift = which ? left : left - size;
+        /* Of value k. An address, as it may lie outside the data; it is only fetched. */
+        const uintptr_t fetched = (uintptr_t)ahead[which] - (uintptr_t)(shift * (int64_t)sizeof *row);
+        for (; step < end / FEW_STEP; step++) {
             const int64_t k = step * FEW_STEP;
             FF_UNROLL
             for (size_t line = 0; line < FEW_STEP * sizeof *row; line += FF_LINE)
@@ -253,6 +254,9 @@ INLINE double NAME_ST(few_dot)(const FF_STORED *row, const void *const ahead[2],
             if (pending)
                 NAME_ST(few_sum_part)(pending, weight, centre, (quarter * steps + step) * FF_LANES_T, at_zero, sum);
         }
+        /* What is left of ahead[0], and of the row: less than a step. */
+        for (int64_t k = ff_max(step * FEW_STEP, which ? left : 0); k < end; k += FF_LINE / (int64_t)sizeof *row)
+            __builtin_prefetch((const void *)(fetched + (size_t)k * sizeof *row), 0, 3);
     }
     return NAME_ST(few_dot_end)(row, q, centre, size, T(add)(T(add)(part[0], part[1]), T(add)(part[2], part[3])));
 }
@@ -274,6 +278,12 @@ INLINE roundoff NAME_ST(few_roundoff)(const coefficients *c, const double *e, in
     return u;
 }
 
+/* Bytes of a strip. */
+INLINE int64_t NAME_ST(few_room)(const ff_job *job) {
+    WHOLE(job->points->size, return FEW_LONG_STRIP)
+    return sizeof(FF_TT) == 8 || job->pointwise ? FEW_LONG_STRIP : FEW_STRIP;
+}
+
 /* Values of a row of sums in the compute type. */
 INLINE int64_t NAME_ST(few_row)(int64_t size) {
     WHOLE(size, return few_vectors(size) * FEW_BYTES)
@@ -289,11 +299,11 @@ INLINE void NAME_ST(few_pass)(const ff_points *points, const FF_TT *q, const FF_
     FF_TT *sum = query->narrow_sum;
     int64_t j = start;
     for (int64_t done = 0; j + 4 <= stop || done < query->pending; j += 4) {
-        const FF_STORED *row[4];
+        const FF_STORED *pending[4];
         TV weight[4];
         const int has_next = j + 4 <= stop, has_sums = done < query->pending;
         for (int i = 0; i < 4 && has_sums; i++) {
-            row[i] = NAME_S(row)(points, query->index[done + i]);
+            pending[i] = NAME_S(row)(points, query->index[done + i]);
             weight[i] = T(set1)((FF_TT)query->weight[done + i]);
         }
         done += 4;
@@ -301,15 +311,15 @@ INLINE void NAME_ST(few_pass)(const ff_points *points, const FF_TT *q, const FF_
         if (has_next && has_sums)
             for (int i = 0; i < 4; i++)
                 dots[j - start + i] = NAME_ST(few_dot)(NAME_S(row)(points, j + i), ahead + i, rest, q, centre, size, at_zero,
-                                                       row, weight, i, sum);
+                                                       pending, weight, i, sum);
         else if (has_next)
             for (int i = 0; i < 4; i++)
                 dots[j - start + i] = NAME_ST(few_dot)(NAME_S(row)(points, j + i), ahead + i, rest, q, centre, size, at_zero,
                                                        NULL, NULL, 0, NULL);
         else
             for (int64_t k = 0; k < size / FEW_STEP * FEW_STEP; k += FF_LANES_T)
-                NAME_ST(few_sum_part)(row, weight, centre, k, at_zero, sum);
-        if (has_sums) NAME_ST(few_sum_end)(row, weight, centre, size, sum);
+                NAME_ST(few_sum_part)(pending, weight, centre, k, at_zero, sum);
+        if (has_sums) NAME_ST(few_sum_end)(pending, weight, centre, size, sum);
     }
     for (j = start + (stop - start) / 4 * 4; j < stop; j++) {
         NAME_ST(few_rows)(points, j + far, last, 2, ahead);
@@ -439,8 +449,8 @@ static void NAME_ST(few_compute)(const ff_job *job, int64_t start, int64_t stop,
         q->pending = 0;
         q->rest = 0.0;
     }
-    const int64_t room = sizeof(FF_STORED) == 1 ? FEW_LONG_STRIP : FEW_STRIP;
-    const int64_t strip = ff_min(FEW_CHUNK, ff_max(4, room / (size * (int64_t)sizeof(FF_STORED)) / 4 * 4));
+    const int64_t room = NAME_ST(few_room)(job) / (size * (int64_t)sizeof(FF_STORED));
+    const int64_t strip = ff_min(FEW_CHUNK, ff_max(4, room / 4 * 4));
     for (int64_t j = start; j < stop; j += strip)
         for (int64_t i = 0; i < count; i++)
             (packed[i].how.sharp ? NAME_ST(few_exact_strip) : NAME_ST(few_dots_strip))(
