@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 from . import ROOT, machine, options
 from .cases import Case, cases
@@ -23,18 +24,18 @@ from .table import print_table
 OURS = "native"
 SECONDS = {"short": 0.5, "full": 3.0}
 
-# The parts, and which functions belong to them: the first that matches. What no pattern matches is "the rest".
-PRODUCTS, WEIGHTS, TILES, MERGING = "products", "weights", "points into tiles", "merging"
-SHARING, REST, OUTSIDE = "sharing out, waiting", "the rest", "outside the library"
+# The parts of the library, and which functions belong to them: the first that matches.
 _PARTS = (
-    (r"batch_(dots|sums)_|few_(stream|whole_sums|pass)|multiply_", PRODUCTS),
-    (r"batch_(weigh|weights|logits|refine|keep|take_heavy)|few_(weigh|dots_strip|screen)", WEIGHTS),
+    (r"batch_(dots|sums)_|few_(stream|whole_sums|pass)|multiply_", "products"),
+    (r"batch_(weigh|weights|logits|refine|keep|take_heavy)|few_(weigh|dots_strip|screen)", "weights"),
     (r"low_", "all of few dimensions"),
-    (r"batch_compute", TILES),
-    (r"merge|join|write|pack|centred_query", MERGING),
-    (r"worker_main|run_tasks|ff_parallel", SHARING),
+    (r"batch_compute", "points into tiles"),
+    (r"merge|join|write|pack|centred_query", "merging"),
+    (r"worker_main|run_tasks|ff_parallel", "sharing out, waiting"),
+    (r"", "the rest"),
 )
-PARTS = (PRODUCTS, WEIGHTS, "all of few dimensions", TILES, MERGING, SHARING, REST, OUTSIDE)
+_OUTSIDE = "outside the library"
+PARTS = (*(part for _, part in _PARTS), _OUTSIDE)
 
 _LINE = re.compile(r"^\s*(\d+\.\d+)%\s+(\S+)\s+\[(.)\]\s+(\S+)", re.MULTILINE)
 
@@ -47,6 +48,7 @@ class Profile:
     shares: tuple[float, ...]
 
 
+@cache
 def missing() -> str:
     """Why nothing can be sampled here; empty if it can."""
     if shutil.which("perf") is None:
@@ -86,8 +88,8 @@ def shares(report: str) -> tuple[float, ...]:
 
 def _part(library: str, symbol: str) -> str:
     if not library.startswith("libfastflow"):
-        return OUTSIDE
-    return next((part for pattern, part in _PARTS if re.search(pattern, symbol)), REST)
+        return _OUTSIDE
+    return next(part for pattern, part in _PARTS if re.search(pattern, symbol))
 
 
 @contextmanager

@@ -72,7 +72,7 @@ class Speeds:
             found[case.name, targets.SPEED] = self.ratio(case, OURS)[0]
             if own.share is not None:
                 found[case.name, targets.SHARE] = own.share
-                found[case.name, targets.LIMIT] = found[case.name, targets.SPEED] / own.share
+                found[case.name, targets.AT_CEILING] = found[case.name, targets.SPEED] / own.share
             gpu = self.results.get((case.name, GPU))
             if gpu is not None:
                 found[case.name, targets.GPU] = measure.ratio(gpu.times, own.times)[0]

@@ -11,7 +11,7 @@ from .cases import NAMES
 SPEED, SHARE = "speed over the best processor rival", "share of the ceiling"
 GPU = "speed over the GPU in float32"
 # What the speed over the best rival would be at the ceiling itself.
-LIMIT = "speed over the best processor rival at the ceiling"
+AT_CEILING = "speed over the best processor rival at the ceiling"
 
 MET, MISSED, STATED = "met", "NOT MET", "stated, no target"
 
@@ -110,7 +110,7 @@ def verdicts(
                 outcome = "undecided: reduced size"
             else:
                 outcome = MET if goal.met(value) else MISSED
-            most = figures.get((goal.case, LIMIT)) if goal.figure == SPEED else None
+            most = figures.get((goal.case, AT_CEILING)) if goal.figure == SPEED else None
             shown, at_ceiling = ("" if number is None else f"{number:.2f}" for number in (value, most))
             found.append(Verdict(f"{kind.name}: {goal.case}: {goal.figure}", goal.limit, shown, at_ceiling, outcome))
     for (case, figure), value in figures.items():
