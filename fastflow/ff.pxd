@@ -74,9 +74,9 @@ cdef extern from "ff.h" nogil:
     const char *ff_status_text(int status)
     const char *ff_isa_name(int isa)
     int ff_isa_runs(int isa)
-    int ff_small_batch()
     int ff_points_create(ff_points **points, const ff_data *data, int isa, int num_threads)
     void ff_points_destroy(ff_points *points)
+    int64_t ff_points_small_batch(const ff_points *points)
     int ff_points_moments(const ff_points *points, const ff_queries *queries, const ff_moments *result,
                           int num_threads)
     int ff_points_logits(const ff_points *points, const ff_queries *queries, int64_t start, int64_t stop,

@@ -135,8 +135,8 @@ class Posterior:
         if not ranges.prepared:
             return np.zeros(count, dtype=np.int64)
         # The kernel for small batches rounds differently: small ones are filled up with copies of the first query.
-        smallest = self._parts.choice.backend.small_batch + 1
-        filled = np.concatenate((np.arange(count), np.zeros(max(0, smallest - count), dtype=np.int64)))
+        missing = max(0, ranges.prepared[0].small_batch + 1 - count)
+        filled = np.concatenate((np.arange(count), np.zeros(missing, dtype=np.int64)))
         all_x, all_coefficients, all_exclude = _some(x, coefficients, exclude, filled)
         logs = np.empty((count, len(ranges.prepared)))
         for k, prepared in enumerate(ranges.prepared):

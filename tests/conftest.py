@@ -33,11 +33,6 @@ class Variant:
     def info(self):
         return ff.backends()[self.backend]
 
-    @property
-    def small_batch(self) -> int:
-        """Largest batch that a separate small-batch kernel serves; 0 if there is none."""
-        return self.info.small_batch
-
     def field(self, data, **options) -> ff.VelocityField:
         """A field of this variant, after checking that it is the one that will run."""
         with pytest.MonkeyPatch.context() as patch:

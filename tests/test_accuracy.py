@@ -270,7 +270,7 @@ def check_batch(tally, p, field, x, t, want, chosen, kinds, where):
 
 
 def check_case(case: Case, variant, times, kinds=QUERIES):
-    """The queries alone (a small batch) and among typical others in a batch of 20."""
+    """The queries one by one, together (a small batch) and among typical others in a batch of 20."""
     p = problem(case)
     field = p.field(variant)
     tally = Tally(case, variant)
@@ -280,6 +280,9 @@ def check_case(case: Case, variant, times, kinds=QUERIES):
         x, want = questions(case, t, kinds)
         everyone = list(range(len(x)))
         check_batch(tally, p, field, x, t, want, everyone, kinds, f"t={t} B={len(x)}")
+        for i in everyone:
+            own = slice(i, i + 1)
+            check_batch(tally, p, field, x[own], t, want[own], [0], kinds[own], f"t={t} B=1 of {i}")
         tally.check("weights", field.weights(x, t), want, f"t={t} B={len(x)}", kinds)
         check_top_k(tally, field, x, t, want, f"t={t} B={len(x)}")
         large = make_queries(p, t, ("path",) * 20, case.random(t, "filler"))

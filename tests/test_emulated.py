@@ -36,7 +36,16 @@ MATRICES = ("x86_64-linux-gnu-gcc", ["env"], "x86_64", "amx")
 INTRINSICS = ROOT / "tests/native/intrinsics.h"
 IN_C = {"amx": ["-DFF_BASE=plain"], "ff_cpu": []}
 # (N, D, B): few dimensions and many of both batch sizes, more than one chunk, nothing a multiple of a vector
-SIZES = ((700, 2, 1), (2100, 3, 37), (90, 16, 21), (300, 19, 3), (530, 41, 45), (280, 35, 133))
+SIZES = (
+    (700, 2, 1),
+    (2100, 3, 37),
+    (90, 16, 21),
+    (300, 19, 1),
+    (270, 131, 3),
+    (300, 19, 3),
+    (530, 41, 45),
+    (280, 35, 133),
+)
 
 
 def program(machine: tuple[str, list[str], str, str], folder: Path) -> list[str]:

@@ -42,6 +42,6 @@ def test_each_query_by_its_own_time(variant, n, d, exclude):
     for name, value in got.items():
         assert np.array_equal(value[order], mixed[name]), name
     # without the quantities that take sums of their own, and one query at a time as far as a batch kernel serves it
-    few = variant.small_batch
+    few = field._parts.whole.prepared.small_batch
     alone = field.velocity(x[: few + 1], t[: few + 1], **({"exclude": point[: few + 1]} if exclude else {}))
     assert np.array_equal(alone, got["velocity"][: few + 1])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -227,19 +228,38 @@ def test_thread_count_does_not_show_when_all_have_work(variant, dtype, batch):
     per_query=st.booleans(),
 )
 def test_splits_of_a_batch_do_not_show(variant, data, seed, n, d, batch, t, dtype, per_query):
-    """Bit for bit while all pieces are served by the kernel that serves the whole."""
+    """Bit for bit where a piece is served by the kernel that serves the whole."""
     points, weights, x, rng = make(seed, n, d, batch, t, dtype)
     field = variant.field(points, weights=weights)
     when = t * rng.random(batch) if per_query else np.full(batch, t)
-    whole = field.evaluate(x, when, quantities=QUANTITIES)
+    whole, small = field.evaluate(x, when, quantities=QUANTITIES), field._parts.whole.prepared.small_batch
     pieces = data.draw(partitions(batch))
-    got = [field.evaluate(x[a:b], when[a:b], quantities=QUANTITIES) for a, b in pieces]
-    joined = {name: np.concatenate([piece[name] for piece in got]) for name in QUANTITIES}
-    small = variant.small_batch
-    if all((b - a <= small) == (batch <= small) for a, b in pieces):
-        same(joined, whole)
-    else:
-        close(joined, whole, dtype, t)
+    for a, b in pieces:
+        piece = field.evaluate(x[a:b], when[a:b], quantities=QUANTITIES)
+        part = {name: value[a:b] for name, value in whole.items()}
+        if (b - a <= small) == (batch <= small):
+            same(piece, part)
+        else:
+            close(piece, part, dtype, t)
+
+
+@pytest.mark.parametrize("stored", ["float32", "float64", "uint8", "bfloat16"])
+@pytest.mark.parametrize("d", [12, 100, 301])
+def test_width_of_a_batch_does_not_show(variant, d, stored):
+    """Rows of more dimensions than are multiplied at a time; batches that leave panels of queries half empty or not."""
+    rng = np.random.default_rng(d)
+    values = rng.integers(0, 255, (531, d))
+    data = values.astype(np.dtype(getattr(ml_dtypes, stored, stored)))
+    field = variant.field(data, scale=1 / 64, offset=-2.0)
+    assert field._parts.whole.prepared.small_batch < 9
+    for dtype in ("float32", "float64"):
+        x = (0.3 * (values[:97] / 64 - 2) + 0.7 * rng.standard_normal((97, d))).astype(dtype)
+        whole = field.evaluate(x, 0.3, quantities=QUANTITIES)
+        for batch in (9, 13, 16, 17, 24, 32, 33, 47, 49, 64, 65):
+            same(
+                field.evaluate(x[:batch], 0.3, quantities=QUANTITIES),
+                {name: value[:batch] for name, value in whole.items()},
+            )
 
 
 @examples

@@ -649,21 +649,22 @@ static void NAME_ST(batch_compute)(const ff_job *job, int64_t start, int64_t sto
     NAME_ST(batch_lay_out)(job->points, s, scratch);
     for (int64_t i = 0; i < BLOCK; i++)
         s->kept[i] = (batch_kept){0, s->kept_index + i * BATCH_TILE, s->kept_weight + i * BATCH_TILE};
-    const int64_t panels = ff_ceil_div(count, LANES), most = batch_tile(stop - start);
+    /* Halves of panels that have queries: all else of a panel costs little beside products. */
+    const int64_t halves = ff_ceil_div(count, LANES / 2), panels = ff_ceil_div(halves, 2), most = batch_tile(stop - start);
     const void *queries = NAME_ST(batch_panel)(job, query / LANES);
     for (int64_t first = start; first < stop; first += most) {
         const int64_t points = ff_min(most, stop - first);
         NAME_ST(batch_begin)(job, s, first, points);
-        ff_ahead ahead = NAME_ST(batch_ahead)(job->points, first + points, ff_min(first + 2 * points, stop), panels,
+        ff_ahead ahead = NAME_ST(batch_ahead)(job->points, first + points, ff_min(first + 2 * points, stop), halves,
                                              job->want_mean * (1 + job->pointwise));
-        NAME_ST(batch_dots)(job->points, first, points, s->tile, queries, panels, s->logit, &ahead);
+        NAME_ST(batch_dots)(job->points, first, points, s->tile, queries, halves, s->logit, &ahead);
         for (int64_t panel = 0; panel < panels; panel++) {
             const int64_t lanes = ff_min(LANES, count - panel * LANES);
             NAME_ST(batch_weigh)(job, s, first, points, query, panel, lanes);
             NAME_ST(batch_join)(job, s, points, query, panel, lanes, first == start);
         }
         for (int64_t family = 0; job->want_mean && family <= job->pointwise; family++)
-            NAME_ST(batch_sums)(job->points, first, points, s->tile, panels, s->computed, family ? s->gained : s->logit,
+            NAME_ST(batch_sums)(job->points, first, points, s->tile, halves, s->computed, family ? s->gained : s->logit,
                                 family ? NAME_ST(batch_gained_sums)(job, s) : s->sum, first > start, &ahead);
     }
 }

@@ -65,9 +65,6 @@ static inline const double *centre_f64(const ff_points *points) { return points-
    them stay in the first-level cache (of 32 KB) while the points stream through. */
 enum { FF_SEGMENT = 1024 };
 
-/* More queries than these are faster as lanes of a panel that is not full. */
-enum { FEW_QUERIES = 4 };
-
 /* One query's numbers: logit_j = log C_j - precision d_j + base, short of -(size/2) log variance, where
    d_j = sum_k (beta mu'_jk - near_k) (beta mu'_jk - far_k) for e the query's offset from the centre, and beta is that of
    the path times the scale of the data: mu' is in units of what is stored.

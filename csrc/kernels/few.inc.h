@@ -8,6 +8,7 @@
 #ifndef FF_FEW
 #define FF_FEW
 enum {
+    FEW_QUERIES = 4, /* at most: see FEW_DIMENSIONS in ff_driver.c */
     FEW_CHUNK = 256, /* points, of a chunk and at most of a strip: longer sums in the compute type would round too much */
     /* Whole numbers do not, and the longer a chunk of bytes, the fewer of its weights have two digits: FEW_LONG_CHUNK points,
        if that leaves FEW_CHUNKS chunks to share out. */

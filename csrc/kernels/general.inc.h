@@ -257,13 +257,13 @@ static inline __attribute__((always_inline)) void general_distances(const genera
 
 /* out[k][lane] (+)= sum_j y[j][k] q[j][lane] */
 static void general_sums(const double *tile, const double *q, int64_t points, int64_t padded, double *out) {
-    FF_PASTE3(multiply, f64, FF_ISA)(tile, ff_evenly(1), ff_evenly(padded), q, points, out, 0, padded, NULL);
+    FF_PASTE3(multiply, f64, FF_ISA)(tile, ff_evenly(1), ff_evenly(padded), q, points, out, 0, padded, 2, NULL);
 }
 
 /* y[k][lane] = sum_m Q[m][k] x[m][lane], or with Q's transpose; added where asked for. */
 static void general_turn(const double *rotation, const double *x, int64_t padded, int transpose, double *y, int add) {
     const ff_stride rows = ff_evenly(transpose ? padded : 1), columns = ff_evenly(transpose ? 1 : padded);
-    FF_PASTE3(multiply, f64, FF_ISA)(rotation, rows, columns, x, padded, y, add, padded, NULL);
+    FF_PASTE3(multiply, f64, FF_ISA)(rotation, rows, columns, x, padded, y, add, padded, 2, NULL);
 }
 
 /* Logits of a panel where each point has one variance, or all share one. */
@@ -349,7 +349,7 @@ static void general_tilts(const ff_job *job, general_scratch *s, general_head *h
     const int64_t size = job->points->size, padded = general_padded(size);
     const double *u = general_rows(job, head, ROWS_U);
     /* u.mu'; the tile is filled up with zero points */
-    FF_PASTE3(multiply, f64, FF_ISA)(s->tile, ff_evenly(padded), ff_evenly(1), u, size, s->psi, 0, points, NULL);
+    FF_PASTE3(multiply, f64, FF_ISA)(s->tile, ff_evenly(padded), ff_evenly(1), u, size, s->psi, 0, points, 2, NULL);
     for (int64_t j = 0; j < points; j++) {
         const double *turned = u;
         if (plan.by_direction && job->points->data.rotation) {

@@ -4,8 +4,9 @@
 #ifndef FF_MULTIPLY
 #define FF_MULTIPLY
 /* 6 x 2 vectors of sums leave 4 of 16 registers, and 12 x 2 8 of 32, where 6 x 2 reached two thirds of the speed of 12 x 2
-   (Xeon with AVX-512). Numbers of rows are multiples of FF_ROWS. */
-enum { FF_ROWS = 6, FF_TALL = VECTOR_REGISTERS / 32 * 6 + 6 };
+   (Xeon with AVX-512). Numbers of rows are multiples of FF_ROWS. Of one vector alone, FF_LONE rows keep all multipliers
+   busy: two a cycle, of which each takes four or five cycles. */
+enum { FF_ROWS = 6, FF_TALL = VECTOR_REGISTERS / 32 * 6 + 6, FF_LONE = 12 };
 
 /* Where row, or step, i of a factor lies: at i % FF_TALL * each + i / FF_TALL * group. */
 typedef struct {
@@ -19,7 +20,7 @@ typedef struct {
     int64_t lines;
 } ff_ahead;
 static inline void ff_fetch(ff_ahead *ahead) {
-    for (int64_t line = 0; line < ahead->lines && ahead->at < ahead->end; line++, ahead->at += FF_LINE)
+    for (int64_t line = 0; ahead && line < ahead->lines && ahead->at < ahead->end; line++, ahead->at += FF_LINE)
         __builtin_prefetch(ahead->at, 0, 1); /* not into the first-level cache */
 }
 #endif
@@ -27,52 +28,71 @@ static inline void ff_fetch(ff_ahead *ahead) {
 enum { NAME_T(LANES) = 2 * FF_LANES_T };
 #define LANES NAME_T(LANES)
 
-/* sum[i] += y[i] q of one step: `rows` elements of y, `stride` apart, times two vectors of queries. */
-static inline __attribute__((always_inline)) void NAME_T(multiply_step)(const FF_TT *y, int64_t stride, const FF_TT *q,
-                                                                          TV sum[][2], int rows) {
-    const TV q0 = T(load)(q), q1 = T(load)(q + LANES / 2);
+/* sum[i] += y[i] q of one step: `rows` elements of y times `vectors` of queries. */
+static inline __attribute__((always_inline)) void NAME_T(multiply_step)(const FF_TT *y, ff_stride of_rows, const FF_TT *q,
+                                                                          TV sum[][2], int rows, int vectors) {
+    TV queries[2];
+    FF_UNROLL
+    for (int v = 0; v < vectors; v++) queries[v] = T(load)(q + v * (LANES / 2));
     FF_UNROLL
     for (int i = 0; i < rows; i++) {
-        const TV yi = T(set1)(y[i * stride]);
-        sum[i][0] = T(fma)(yi, q0, sum[i][0]);
-        sum[i][1] = T(fma)(yi, q1, sum[i][1]);
+        const TV yi = T(set1)(y[i % FF_TALL * of_rows.each + i / FF_TALL * of_rows.group]);
+        FF_UNROLL
+        for (int v = 0; v < vectors; v++) sum[i][v] = T(fma)(yi, queries[v], sum[i][v]);
     }
 }
 
-/* `rows` <= FF_TALL of the product below, known when this is compiled. */
-static inline __attribute__((always_inline)) void NAME_T(multiply_rows)(const FF_TT *y, int64_t row_stride,
+/* Some rows of the product below, their number and that of the vectors known when this is compiled. */
+static inline __attribute__((always_inline)) void NAME_T(multiply_rows)(const FF_TT *y, ff_stride of_rows,
                                                                           ff_stride of_steps, const FF_TT *q, int64_t steps,
-                                                                          FF_TT *out, int add, int rows) {
-    enum { L = LANES / 2 };
-    TV sum[FF_TALL][2];
+                                                                          FF_TT *out, int add, int rows, int vectors) {
+    TV sum[FF_LONE][2];
     FF_UNROLL
     for (int i = 0; i < rows; i++) sum[i][0] = sum[i][1] = T(set1)(0);
     for (; steps >= FF_TALL; steps -= FF_TALL, y += of_steps.group, q += FF_TALL * LANES)
         FF_UNROLL_STEPS
         for (int step = 0; step < FF_TALL; step++)
-            NAME_T(multiply_step)(y + step * of_steps.each, row_stride, q + step * LANES, sum, rows);
+            NAME_T(multiply_step)(y + step * of_steps.each, of_rows, q + step * LANES, sum, rows, vectors);
     for (int64_t step = 0; step < steps; step++)
-        NAME_T(multiply_step)(y + step * of_steps.each, row_stride, q + step * LANES, sum, rows);
+        NAME_T(multiply_step)(y + step * of_steps.each, of_rows, q + step * LANES, sum, rows, vectors);
     FF_UNROLL
-    for (int i = 0; i < rows; i++) {
-        FF_TT *to = out + i * LANES;
-        T(store)(to, add ? T(add)(T(load)(to), sum[i][0]) : sum[i][0]);
-        T(store)(to + L, add ? T(add)(T(load)(to + L), sum[i][1]) : sum[i][1]);
+    for (int i = 0; i < rows; i++)
+        FF_UNROLL
+        for (int v = 0; v < 2; v++) {
+            FF_TT *to = out + i * LANES + v * (LANES / 2);
+            if (!add) T(store)(to, sum[i][v]);
+            else if (v < vectors) T(store)(to, T(add)(T(load)(to), sum[i][v]));
+        }
+}
+
+/* All rows of the product below, as many at a time as registers hold the sums of. */
+static inline __attribute__((always_inline)) void NAME_T(multiply_vectors)(const FF_TT *y, ff_stride of_rows,
+                                                                             ff_stride of_steps, const FF_TT *q,
+                                                                             int64_t steps, FF_TT *out, int add,
+                                                                             int64_t count, int vectors, ff_ahead *ahead) {
+    const int64_t rows = ff_ceil_div(count, FF_ROWS) * FF_ROWS;
+    int64_t i = 0;
+    if (vectors == 1 && FF_TALL < FF_LONE)
+        for (; i + FF_LONE <= rows; i += FF_LONE, y += FF_LONE / FF_TALL * of_rows.group) {
+            NAME_T(multiply_rows)(y, of_rows, of_steps, q, steps, out + i * LANES, add, FF_LONE, vectors);
+            for (int tall = 0; tall < FF_LONE / FF_TALL; tall++) ff_fetch(ahead);
+        }
+    for (; i + FF_TALL <= rows; i += FF_TALL, y += of_rows.group) {
+        NAME_T(multiply_rows)(y, of_rows, of_steps, q, steps, out + i * LANES, add, FF_TALL, vectors);
+        ff_fetch(ahead);
     }
+    for (; i < rows; i += FF_ROWS, y += FF_ROWS * of_rows.each)
+        NAME_T(multiply_rows)(y, of_rows, of_steps, q, steps, out + i * LANES, add, FF_ROWS, vectors);
 }
 
 /* out[i][lane] = sum over steps of y[row i, step] q[step][lane], or that added to out, for `count` rows i, or up to
-   FF_ROWS - 1 more. Unless `ahead` is NULL, some of it is fetched meanwhile. */
+   FF_ROWS - 1 more. If there is but one vector of queries, q is zero in the lanes of the other. Unless `ahead` is NULL,
+   some of it is fetched meanwhile. */
 static inline __attribute__((always_inline)) void NAME_T(multiply)(const FF_TT *y, ff_stride of_rows, ff_stride of_steps,
                                                                      const FF_TT *q, int64_t steps, FF_TT *out, int add,
-                                                                     int64_t count, ff_ahead *ahead) {
-    int64_t i = 0;
-    for (; i + FF_TALL <= ff_ceil_div(count, FF_ROWS) * FF_ROWS; i += FF_TALL, y += of_rows.group) {
-        NAME_T(multiply_rows)(y, of_rows.each, of_steps, q, steps, out + i * LANES, add, FF_TALL);
-        if (ahead) ff_fetch(ahead);
-    }
-    for (; i < count; i += FF_ROWS, y += FF_ROWS * of_rows.each)
-        NAME_T(multiply_rows)(y, of_rows.each, of_steps, q, steps, out + i * LANES, add, FF_ROWS);
+                                                                     int64_t count, int64_t vectors, ff_ahead *ahead) {
+    if (vectors == 1) NAME_T(multiply_vectors)(y, of_rows, of_steps, q, steps, out, add, count, 1, ahead);
+    else NAME_T(multiply_vectors)(y, of_rows, of_steps, q, steps, out, add, count, 2, ahead);
 }
 
 /* Rows of lanes times a factor of each lane. Weights that would become denormal numbers, with which processors are slow,

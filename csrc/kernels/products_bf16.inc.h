@@ -121,7 +121,7 @@ static void NAME_S(points_in_pairs)(const ff_points *points, int64_t start, int6
 
 /* logit[panel][point][lane] = mu'_point . q_lane of the points start..start+count-1. */
 static void NAME_ST(batch_dots)(const ff_points *points, int64_t start, int64_t count, unsigned char *tile,
-                                const void *queries, int64_t panels, float *logit, ff_ahead *ahead) {
+                                const void *queries, int64_t halves, float *logit, ff_ahead *ahead) {
     (void)ahead;
     const int64_t padded = batch_padded(points->size), steps = padded / MATRIX_DEPTH, most = matrix_group(2 * padded);
     ff_bf16 *const converted = (ff_bf16 *)tile;
@@ -129,7 +129,7 @@ static void NAME_ST(batch_dots)(const ff_points *points, int64_t start, int64_t 
     for (int64_t group = 0; group < count; group += most) {
         const int64_t rows = ff_min(most, count - group);
         NAME_S(points_in_rows)(points, start + group, rows, converted);
-        for (int64_t panel = 0; panel < panels; panel++) {
+        for (int64_t panel = 0; 2 * panel < halves; panel++) {
             const ff_bf16 *q = (const ff_bf16 *)queries + panel * steps * PIECES * 2 * MATRIX;
             float *to = logit + (panel * BATCH_TILE + group) * LANES;
             for (int64_t j = 0; j < rows; j += 2 * MATRIX_ROWS)
@@ -161,13 +161,13 @@ static void NAME_ST(weight_pieces)(const float *weights, int64_t count, ff_bf16 
 }
 
 /* Sums over the points of weights[panel][point][lane] times mu', or these added, for the panels that are `computed`. */
-static void NAME_ST(batch_sums)(const ff_points *points, int64_t start, int64_t count, unsigned char *tile, int64_t panels,
+static void NAME_ST(batch_sums)(const ff_points *points, int64_t start, int64_t count, unsigned char *tile, int64_t halves,
                                 const unsigned char *computed, const float *weights, float *sums, int add,
                                 ff_ahead *ahead) {
     const int64_t padded = batch_padded(points->size), steps = ff_ceil_div(count, MATRIX_DEPTH);
     ff_bf16 *const converted = (ff_bf16 *)tile, *pieces = (ff_bf16 *)(tile + matrix_points_bytes(points->size));
     (void)add, (void)ahead;
-    for (int64_t panel = 0; panel < panels; panel++)
+    for (int64_t panel = 0; 2 * panel < halves; panel++)
         if (computed[panel])
             NAME_ST(weight_pieces)(weights + panel * BATCH_TILE * LANES, count,
                                    pieces + panel * steps * PIECES * 2 * MATRIX);
@@ -175,7 +175,7 @@ static void NAME_ST(batch_sums)(const ff_points *points, int64_t start, int64_t 
     for (int64_t from = 0; from < padded; from += MATRIX_COLUMNS) {
         const int64_t width = ff_min(MATRIX_COLUMNS, padded - from);
         NAME_S(points_in_pairs)(points, start, count, from, width, converted);
-        for (int64_t panel = 0; panel < panels; panel++) {
+        for (int64_t panel = 0; 2 * panel < halves; panel++) {
             float *to = NAME_ST(batch_panel_sums)(sums, points->size, panel) + from;
             for (int64_t k = 0; computed[panel] && k < width; k += 2 * MATRIX_ROWS)
                 multiply_matrices(converted + k / 32 * steps * 2 * MATRIX, pieces + panel * steps * PIECES * 2 * MATRIX,

@@ -156,7 +156,7 @@ static void NAME_S(points_in_rows)(const ff_points *points, int64_t start, int64
 
 /* logit[panel][point][lane] = mu'_point . q_lane of the points start..start+count-1. */
 static void NAME_ST(batch_dots)(const ff_points *points, int64_t start, int64_t count, unsigned char *tile,
-                                const void *queries, int64_t panels, float *logit, ff_ahead *ahead) {
+                                const void *queries, int64_t halves, float *logit, ff_ahead *ahead) {
     (void)ahead;
     const int64_t padded = batch_padded(points->size), steps = padded / DEPTH, most = matrix_group(padded);
     int32_t products[4 * PIECES * 256] __attribute__((aligned(64)));
@@ -164,7 +164,7 @@ static void NAME_ST(batch_dots)(const ff_points *points, int64_t start, int64_t 
     for (int64_t group = 0; group < count; group += most) {
         const int64_t rows = ff_min(most, count - group);
         NAME_S(points_in_rows)(points, start + group, rows, start + count, tile);
-        for (int64_t panel = 0; panel < panels; panel++) {
+        for (int64_t panel = 0; 2 * panel < halves; panel++) {
             const unsigned char *q = (const unsigned char *)queries + (size_t)panel * NAME_ST(batch_panel_bytes)(points->size);
             const NAME_ST(half_head) *heads[2] = {(const void *)q, (const void *)(q + NAME_ST(half_bytes)(points->size))};
             const unsigned char *const pieces[2] = {(const void *)(heads[0] + 1), (const void *)(heads[1] + 1)};
@@ -253,7 +253,7 @@ static void NAME_S(points_in_fours)(const ff_points *points, int64_t start, int6
 }
 
 /* Sums over the points of weights[panel][point][lane] times mu', for the panels that are `computed`. */
-static void NAME_ST(batch_sums)(const ff_points *points, int64_t start, int64_t count, unsigned char *tile, int64_t panels,
+static void NAME_ST(batch_sums)(const ff_points *points, int64_t start, int64_t count, unsigned char *tile, int64_t halves,
                                 const unsigned char *computed, const float *weights, float *sums, int add,
                                 ff_ahead *ahead) {
     (void)add, (void)ahead;
@@ -261,7 +261,7 @@ static void NAME_ST(batch_sums)(const ff_points *points, int64_t start, int64_t 
     unsigned char *pieces = tile + matrix_points_bytes(points->size);
     float scales[2 * BATCH_PANELS][MATRIX_ROWS];
     int32_t totals[2 * BATCH_PANELS][PIECES][MATRIX_ROWS], products[4 * PIECES * 256] __attribute__((aligned(64)));
-    for (int64_t half = 0; half < 2 * panels; half++)
+    for (int64_t half = 0; half < ff_ceil_div(halves, 2) * 2; half++)
         if (computed[half / 2])
             NAME_ST(weight_pieces)(weights + half / 2 * BATCH_TILE * LANES + half % 2 * MATRIX_ROWS, count,
                                    pieces + half * steps * PIECES * MATRIX_BYTES, scales[half], totals[half][0]);
@@ -272,7 +272,7 @@ static void NAME_ST(batch_sums)(const ff_points *points, int64_t start, int64_t 
         int32_t centre[MATRIX_COLUMNS / 16][16] = {{0}}; /* of the blocks of dimensions */
         for (int64_t k = 0; k < ff_min(width, points->size - from); k++)
             centre[k / 64 * 4 + k % 16 / 4][k % 64 / 16 * 4 + k % 4] = (int32_t)points->narrow_centre[from + k];
-        for (int64_t panel = 0; panel < panels; panel++) {
+        for (int64_t panel = 0; 2 * panel < halves; panel++) {
             if (!computed[panel]) continue;
             const unsigned char *const own = pieces + panel * 2 * steps * PIECES * MATRIX_BYTES;
             const unsigned char *const halves[2] = {own, own + steps * PIECES * MATRIX_BYTES};

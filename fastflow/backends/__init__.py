@@ -108,7 +108,14 @@ class Prepared(Protocol):
     Where the points have `variance`, three more rows follow, slope and the constant and slope of `gamma_j`: the
     component variance is `D_j = variance + slope variance_j`, `gamma_j = (constant + slope variance_j) / D_j`. The
     same holds for each direction of Q_j where they differ.
+
+    Attributes:
+        small_batch: batches of up to this many queries may be served by another kernel than larger ones, and differ
+            from them by rounding; 0 if there is none.
     """
+
+    @property
+    def small_batch(self) -> int: ...
 
     def moments(self, x: np.ndarray, coefficients: np.ndarray, want: Want) -> Moments:
         """Moments with (B, D) fields in the dtype of `x`, others in float64; only those that `want` asks for."""
@@ -124,14 +131,11 @@ class Backend:
     Attributes:
         prepare: `(points, isa, num_threads) -> Prepared`; `isa` is one of `isas`, or None where there are none.
         isas: the instruction sets that this machine can run, the preferred one last; empty where the backend has none.
-        small_batch: batches of up to this many queries are served by a separate kernel, which may differ from the
-            batch kernel by rounding.
         detail: one line on what is in use, for `show_versions` and the command line.
     """
 
     prepare: Callable[[Points, str | None, int | None], Prepared]
     isas: tuple[str, ...] = ()
-    small_batch: int = 0
     detail: str = ""
 
 
@@ -143,7 +147,6 @@ class BackendInfo:
     available: bool
     reason: str
     isas: tuple[str, ...] = ()
-    small_batch: int = 0
 
 
 _LOADERS = ("native", "numba", "numpy")
@@ -171,7 +174,7 @@ def backends() -> dict[str, BackendInfo]:
         if isinstance(backend, str):
             infos[name] = BackendInfo(name, False, backend)
         else:
-            infos[name] = BackendInfo(name, True, backend.detail, backend.isas, backend.small_batch)
+            infos[name] = BackendInfo(name, True, backend.detail, backend.isas)
     return infos
 
 

@@ -107,7 +107,6 @@ def load():
     return Backend(
         prepare=Native,
         isas=isas,
-        small_batch=ff_small_batch(),
         detail=f"C extension; best instruction set here: {isas[-1]}",
     )
 
@@ -170,6 +169,11 @@ cdef class Native:
 
     def __dealloc__(self):
         ff_points_destroy(self.points)
+
+    @property
+    def small_batch(self):
+        """See `Prepared`."""
+        return ff_points_small_batch(self.points)
 
     @property
     def address(self):

@@ -59,6 +59,8 @@ class Block(NamedTuple):
 
 
 class Reference:
+    small_batch = 0
+
     def __init__(self, points: Points):
         self.points = points
         self.count, self.size = points.count, points.data.shape[1]

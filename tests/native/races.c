@@ -18,7 +18,7 @@ typedef struct {
 } problem;
 static const problem problems[] = {
     {"low", FF_FLOAT32, FF_FLOAT32, 3, QUERIES, 0, 0},    {"low_few", FF_FLOAT64, FF_FLOAT64, 3, 2, 0, 0},
-    {"few", FF_FLOAT32, FF_FLOAT32, SIZE, 3, 0, 0},       {"batch", FF_FLOAT32, FF_FLOAT32, SIZE, QUERIES, 0, 0},
+    {"few", FF_FLOAT32, FF_FLOAT32, SIZE, 1, 0, 0},       {"batch", FF_FLOAT32, FF_FLOAT32, SIZE, QUERIES, 0, 0},
     {"batch", FF_UINT8, FF_FLOAT64, SIZE, QUERIES, 0, 0}, {"batch", FF_FLOAT32, FF_FLOAT32, SIZE, QUERIES, 1, 0},
     {"general", FF_FLOAT64, FF_FLOAT64, SIZE, QUERIES, 1, 1},
 };

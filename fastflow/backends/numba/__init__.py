@@ -75,7 +75,6 @@ EXP_WORK = 16  # cost of one exponential, in multiplications
 def load() -> Backend:
     return Backend(
         prepare=lambda points, isa, num_threads: Compiled(points, num_threads),
-        small_batch=SMALL_BATCH,
         detail=f"numba {numba.__version__}, vectors of {VECTOR_BYTES} bytes",
     )
 
@@ -88,6 +87,7 @@ class Compiled:
         data = self.points = read_only(points.data)
         self.index = read_only(np.empty(0, np.int64) if points.index is None else points.index)
         self.count, self.size = points.count, data.shape[1]
+        self.small_batch = SMALL_BATCH if self.size > SMALL_SIZE else 0
         self.own_threads = num_threads or usable_cores()
         self.source_mean = np.empty(0) if points.source_mean is None else points.source_mean
         self.log_mass = np.empty(0) if points.log_mass is None else points.log_mass
