@@ -49,14 +49,13 @@ static size_t low_scratch_bytes(const ff_points *points, const ff_job *job) {
 
 /* exp of a panel's row, in float64, or for float32 queries in float32: the argument is exact to a rounding of the
    result's type, since it was formed in float64. */
-static inline void low_exp(const f64v below[2], int narrow, f64v p[2]) {
+static inline void low_exp(const f64v below[2], int narrow, int halves, f64v p[2]) {
     if (narrow) {
-        const f32v e = f32_exp(f32_from_f64(below[0], below[1]));
+        const f32v e = f32_exp(f32_from_f64(below[0], below[halves - 1]));
         p[0] = f64_from_low(e);
         p[1] = f64_from_high(e);
     } else {
-        p[0] = f64_exp(below[0]);
-        p[1] = f64_exp(below[1]);
+        FOR_PAIR p[h] = f64_exp(below[h]);
     }
 }
 
@@ -98,43 +97,39 @@ static inline f64v low_own_logit(low_scratch *s, int64_t from, int64_t place, in
     return f64_fnma(distance, inverse, mass);
 }
 
-/* One panel of queries over the tile. The last five arguments are constants in the calls below, so that loops over
+/* One panel of queries over the tile. The last six arguments are constants in the calls below, so that loops over
    the dimensions unroll and branches vanish. */
 static inline __attribute__((always_inline)) void low_panel(low_scratch *s, int64_t from, int64_t points, double *sum,
                                                             partial *partials, int lanes, int size, int far,
-                                                            int narrow, int spread, int pointwise) {
+                                                            int narrow, int spread, int pointwise, int halves) {
     enum { L = F64_LANES };
     double *logits = s->logit;
     f64v e[2 * LOW_SIZE] = {f64_set1(0.0)}, origin[2 * LOW_SIZE] = {f64_set1(0.0)}, beta[2], precision[2], largest[2];
     FF_UNROLL
     for (int k = 0; k < size; k++) {
-        FF_UNROLL
-        for (int h = 0; h < 2; h++) {
+        FOR_PAIR {
             e[2 * k + h] = f64_load(s->e + k * FF_LOW_LANES + h * L);
             if (far) origin[2 * k + h] = f64_load(s->origin + k * FF_LOW_LANES + h * L);
         }
     }
-    FF_UNROLL
-    for (int h = 0; h < 2; h++) {
+    FOR_PAIR {
         beta[h] = f64_load(s->beta + h * L);
         precision[h] = f64_load(s->precision + h * L);
-        largest[h] = f64_set1(-1.7e308);
     }
+    largest[0] = largest[1] = f64_set1(-1.7e308);
     for (int64_t j = 0; j < points; j++) {
         const double *point = s->point + (from + j) * size;
         f64v distance[2] = {f64_set1(0.0), f64_set1(0.0)};
         FF_UNROLL
         for (int k = 0; k < size; k++) {
             const f64v mu = f64_set1(point[k]);
-            FF_UNROLL
-            for (int h = 0; h < 2; h++) {
+            FOR_PAIR {
                 const f64v r = f64_fnma(beta[h], mu, e[2 * k + h]);
                 distance[h] = f64_fma(r, far ? f64_fnma(beta[h], mu, origin[2 * k + h]) : r, distance[h]);
             }
         }
         const f64v mass = f64_set1(s->log_mass[from + j]);
-        FF_UNROLL
-        for (int h = 0; h < 2; h++) {
+        FOR_PAIR {
             const f64v logit = pointwise ? low_own_logit(s, from, j, h, size, distance[h])
                                          : f64_fnma(precision[h], distance[h], mass);
             f64_store(logits + j * FF_LOW_LANES + h * L, logit);
@@ -150,15 +145,13 @@ static inline __attribute__((always_inline)) void low_panel(low_scratch *s, int6
     for (int64_t j = 0; j < points; j++) {
         const double *point = s->point + (from + j) * size;
         f64v below[2], p[2];
-        FF_UNROLL
-        for (int h = 0; h < 2; h++) {
+        FOR_PAIR {
             below[h] = f64_sub(f64_load(logits + j * FF_LOW_LANES + h * L), largest[h]);
             /* the bound, where weights are zero, keeps the products finite */
             if (spread) below[h] = f64_max(below[h], f64_set1(-1e4));
         }
-        low_exp(below, narrow, p);
-        FF_UNROLL
-        for (int h = 0; h < 2; h++) {
+        low_exp(below, narrow, halves, p);
+        FOR_PAIR {
             total[h] = f64_add(total[h], p[h]);
             if (spread) {
                 first[h] = f64_fma(p[h], below[h], first[h]);
@@ -168,12 +161,10 @@ static inline __attribute__((always_inline)) void low_panel(low_scratch *s, int6
         FF_UNROLL
         for (int k = 0; k < size; k++) {
             const f64v mu = f64_set1(point[k]);
-            mean[2 * k] = f64_fma(p[0], mu, mean[2 * k]);
-            mean[2 * k + 1] = f64_fma(p[1], mu, mean[2 * k + 1]);
+            FOR_PAIR mean[2 * k + h] = f64_fma(p[h], mu, mean[2 * k + h]);
         }
         if (!pointwise) continue;
-        FF_UNROLL
-        for (int h = 0; h < 2; h++) {
+        FOR_PAIR {
             const f64v own = s->one_time ? f64_set1(s->gain[from + j]) : f64_load(s->gains + j * FF_LOW_LANES + h * L);
             p[h] = f64_mul(p[h], own);
             gain[h] = f64_add(gain[h], p[h]);
@@ -181,21 +172,18 @@ static inline __attribute__((always_inline)) void low_panel(low_scratch *s, int6
         FF_UNROLL
         for (int k = 0; k < size; k++) {
             const f64v mu = f64_set1(point[k]);
-            gained[2 * k] = f64_fma(p[0], mu, gained[2 * k]);
-            gained[2 * k + 1] = f64_fma(p[1], mu, gained[2 * k + 1]);
+            FOR_PAIR gained[2 * k + h] = f64_fma(p[h], mu, gained[2 * k + h]);
         }
     }
     FF_UNROLL
-    for (int k = 0; k < 2 * size; k++) f64_store(sum + k * L, mean[k]);
+    for (int k = 0; k < size; k++) FOR_PAIR f64_store(sum + (2 * k + h) * L, mean[2 * k + h]);
     if (pointwise) {
         FF_UNROLL
-        for (int k = 0; k < 2 * size; k++) f64_store(sum + (2 * size + k) * L, gained[k]);
-        f64_store(sum + 4 * size * L, gain[0]);
-        f64_store(sum + (4 * size + 1) * L, gain[1]);
+        for (int k = 0; k < size; k++) FOR_PAIR f64_store(sum + (2 * (size + k) + h) * L, gained[2 * k + h]);
+        FOR_PAIR f64_store(sum + (4 * size + h) * L, gain[h]);
     }
     double out[4][FF_LOW_LANES];
-    FF_UNROLL
-    for (int h = 0; h < 2; h++) {
+    FOR_PAIR {
         f64_store(out[0] + h * L, largest[h]);
         f64_store(out[1] + h * L, total[h]);
         f64_store(out[2] + h * L, first[h]);
@@ -206,23 +194,34 @@ static inline __attribute__((always_inline)) void low_panel(low_scratch *s, int6
 }
 
 /* The common sizes of toy problems, without far queries and spread, get code of their own. */
-static void low_run(low_scratch *s, int64_t from, int64_t points, double *sum, partial *partials, int lanes, int size,
-                    int far, int narrow, int spread, int pointwise) {
-#define LOW_CASE(n)                                                                                         \
-    if (size == n && !far && !spread) {                                                                     \
-        if (pointwise && narrow) low_panel(s, from, points, sum, partials, lanes, n, 0, 1, 0, 1);         \
-        else if (pointwise) low_panel(s, from, points, sum, partials, lanes, n, 0, 0, 0, 1);              \
-        else if (narrow) low_panel(s, from, points, sum, partials, lanes, n, 0, 1, 0, 0);                 \
-        else low_panel(s, from, points, sum, partials, lanes, n, 0, 0, 0, 0);                             \
-        return;                                                                                             \
+static inline __attribute__((always_inline)) void low_run_halves(low_scratch *s, int64_t from, int64_t points, double *sum,
+                                                                 partial *partials, int lanes, int size, int far, int narrow,
+                                                                 int spread, int pointwise, int halves) {
+#define LOW_PANEL(size, far, narrow, spread, pointwise) \
+    low_panel(s, from, points, sum, partials, lanes, size, far, narrow, spread, pointwise, halves)
+#define LOW_CASE(n)                                       \
+    if (size == n && !far && !spread) {                   \
+        if (pointwise && narrow) LOW_PANEL(n, 0, 1, 0, 1); \
+        else if (pointwise) LOW_PANEL(n, 0, 0, 0, 1);     \
+        else if (narrow) LOW_PANEL(n, 0, 1, 0, 0);        \
+        else LOW_PANEL(n, 0, 0, 0, 0);                    \
+        return;                                           \
     }
     LOW_CASE(1)
     LOW_CASE(2)
     LOW_CASE(3)
 #undef LOW_CASE
-    if (pointwise) low_panel(s, from, points, sum, partials, lanes, size, far, narrow, spread, 1);
-    else if (far) low_panel(s, from, points, sum, partials, lanes, size, 1, narrow, spread, 0);
-    else low_panel(s, from, points, sum, partials, lanes, size, 0, narrow, spread, 0);
+    if (pointwise) LOW_PANEL(size, far, narrow, spread, 1);
+    else if (far) LOW_PANEL(size, 1, narrow, spread, 0);
+    else LOW_PANEL(size, 0, narrow, spread, 0);
+#undef LOW_PANEL
+}
+
+/* One panel of queries over the tile, one vector of it or both. */
+static void low_run(low_scratch *s, int64_t from, int64_t points, double *sum, partial *partials, int lanes, int size,
+                    int far, int narrow, int spread, int pointwise) {
+    if (lanes <= F64_LANES) low_run_halves(s, from, points, sum, partials, lanes, size, far, narrow, spread, pointwise, 1);
+    else low_run_halves(s, from, points, sum, partials, lanes, size, far, narrow, spread, pointwise, 2);
 }
 
 /* The point that a query leaves out, as a place in the tile, or -1. */
@@ -245,7 +244,7 @@ static void low_wide(const ff_job *job, int64_t start, int64_t stop, const int64
             s->e[k * FF_LOW_LANES + lane] = c.is_far ? 2.0 * s->row[k] : s->row[k];
             s->origin[k * FF_LOW_LANES + lane] = c.is_far ? 0.0 : s->row[k];
         }
-        s->without[lane] = low_without(job, at, start, stop);
+        s->without[lane] = lane < lanes ? low_without(job, at, start, stop) : -1;
         s->beta[lane] = c.beta;
         s->precision[lane] = c.precision;
         const double narrowest = c.variance + c.slope * job->points->narrowest;
@@ -286,12 +285,13 @@ static double *low_sums(low_scratch *s, int64_t query, int64_t rows) {
 static void low_both(const ff_job *job, int64_t start, int64_t stop, int64_t query, const int64_t *listed, int count,
                      low_scratch *s) {
     const int64_t rows = ff_rows(job);
-    for (int lane = 0; lane < NARROW_LANES; lane++) {
+    const int halves = count > F32_LANES ? 2 : 1;
+    for (int lane = 0; lane < halves * F32_LANES; lane++) {
         const int64_t at = query + listed[ff_min(lane, count - 1)];
         low_narrow_query(job, &s->narrow, &s->tile, lane, at, s->row);
         s->narrow.without[lane] = low_without(job, at, start, stop);
     }
-    low_narrow_panel(job, &s->narrow, &s->tile, stop - start);
+    low_narrow_panel(job, &s->narrow, &s->tile, stop - start, halves);
     int64_t wide[NARROW_LANES], at[NARROW_LANES];
     int wides = 0;
     for (int lane = 0; lane < count; lane++) {
@@ -316,7 +316,7 @@ static void low_both(const ff_job *job, int64_t start, int64_t stop, int64_t que
 
 /* The flat ones of a panel, those listed. */
 static void low_flat_run(const ff_job *job, int64_t points, const int64_t *listed, int count, low_scratch *s) {
-    low_flat_panel(job, &s->flat, &s->flat_tile, points);
+    low_flat_panel(job, &s->flat, &s->flat_tile, points, count > F32_LANES ? 2 : 1);
     for (int lane = 0; lane < count; lane++)
         low_flat_finish(job, &s->flat, lane, s->partials + listed[lane], low_sums(s, listed[lane], ff_rows(job)), FF_LOW_LANES);
 }

@@ -4,9 +4,10 @@
 #ifndef FF_LOW_FEW
 #define FF_LOW_FEW
 enum {
-    /* Time of a query over that of a panel of as many lanes as two vectors have: of 10,000 points in 2 to 10 dimensions, one
-       thread of Zen 5, 1/7 to 1/10 of it by AVX-512, whose vectors are of 8, and by AVX2, whose are of 4, 1/3.4 to 1/5. */
-    LOW_FEW_QUERIES = F64_LANES,
+    /* So many take as long as half a panel of the kernel for many: of 10,000 points in 2, 3, 5, 8 and 10 dimensions and float32
+       queries, one thread of Zen 5, 5, 6, 8, 5 and 5 by AVX-512, whose vectors are of 8, and by AVX2, whose are of 4, 3, 3.5,
+       4, 2.5 and 3. */
+    LOW_FEW_QUERIES = F64_LANES / 2 + 1,
     LOW_FEW_CHUNK = 512 /* points: their columns stay in the first-level cache at size 2 */
 };
 static int64_t low_few_chunk(const ff_points *points) {

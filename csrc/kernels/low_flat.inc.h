@@ -73,10 +73,10 @@ static int low_flat_put(const ff_job *job, low_flat *s, int lane, int64_t query,
 }
 
 /* Weights of a tile of points, and their sums in `sums`: of p, and for the spread of p l and p^2; they are in float32, but
-   sums of short sums. The last three arguments are constants. */
+   sums of short sums. The last four arguments are constants. */
 static inline __attribute__((always_inline)) void low_flat_weights(low_flat *s, const low_flat_tile *tile, int64_t from,
                                                                    int64_t count, float sums[3][NARROW_LANES], int one_time,
-                                                                   int spread, int size) {
+                                                                   int spread, int size, int halves) {
     f32v factor[2], total[3][2];
     FOR_PAIR {
         factor[h] = PAIR_LOAD(s->factor, h);
@@ -107,15 +107,16 @@ static inline __attribute__((always_inline)) void low_flat_weights(low_flat *s, 
     for (int i = 0; i < (spread ? 3 : 1); i++) FOR_PAIR f32_store(sums[i] + h * F32_LANES, total[i][h]);
 }
 
-/* sum[k][lane] += sum_j weight_j mu'_jk for `dims` dimensions, a constant, from `first` on. */
+/* sum[k][lane] += sum_j weight_j mu'_jk for `dims` dimensions from `first` on. The last two arguments are constants. */
 static inline __attribute__((always_inline)) void low_flat_sums(low_flat *s, const low_flat_tile *tile, int64_t from,
-                                                                int64_t count, int padded, int first, int dims) {
+                                                                int64_t count, int padded, int first, int dims, int halves) {
     f32v sum[4][2];
     FF_UNROLL
     for (int k = 0; k < dims; k++) FOR_PAIR sum[k][h] = f32_set1(0.0f);
     for (int64_t j = 0; j < count; j++) {
         const float *offset = tile->offset + (from + j) * padded + first;
-        const f32v p[2] = {PAIR_LOAD(s->weight + j * NARROW_LANES, 0), PAIR_LOAD(s->weight + j * NARROW_LANES, 1)};
+        f32v p[2];
+        FOR_PAIR p[h] = PAIR_LOAD(s->weight + j * NARROW_LANES, h);
         FF_UNROLL
         for (int k = 0; k < dims; k++) {
             const f32v mu = f32_set1(offset[k]);
@@ -128,8 +129,9 @@ static inline __attribute__((always_inline)) void low_flat_sums(low_flat *s, con
 }
 
 /* Take what queries leave out of a tile off its weights and their sums. */
-static void low_flat_leave_out(low_flat *s, int64_t from, int64_t count, int spread, float sums[3][NARROW_LANES]) {
-    for (int lane = 0; lane < NARROW_LANES; lane++) {
+static void low_flat_leave_out(low_flat *s, int lanes, int64_t from, int64_t count, int spread,
+                               float sums[3][NARROW_LANES]) {
+    for (int lane = 0; lane < lanes; lane++) {
         const int64_t without = s->without[lane] - from;
         if (without < 0 || without >= count) continue;
         s->weight[without * NARROW_LANES + lane] = 0.0f;
@@ -144,34 +146,44 @@ static void low_flat_leave_out(low_flat *s, int64_t from, int64_t count, int spr
     }
 }
 
-/* A panel of queries over the chunk. */
-static void low_flat_panel(const ff_job *job, low_flat *s, const low_flat_tile *tile, int64_t points) {
+static inline __attribute__((always_inline)) void low_flat_all_sums(low_flat *s, const low_flat_tile *tile, int64_t from,
+                                                                    int64_t count, int size, int padded, int halves) {
+    int k = 0;
+    for (; k + 4 <= size; k += 4) low_flat_sums(s, tile, from, count, padded, k, 4, halves);
+    for (; k + 2 <= size; k += 2) low_flat_sums(s, tile, from, count, padded, k, 2, halves);
+    if (k < size) low_flat_sums(s, tile, from, count, padded, k, 1, halves);
+}
+
+/* A panel of queries over the chunk, of which `halves` have queries. */
+static void low_flat_panel(const ff_job *job, low_flat *s, const low_flat_tile *tile, int64_t points, int halves) {
     const int size = (int)job->points->size, padded = low_narrow_padded(size), spread = job->want_spread;
-    const int one_time = job->queries->stride == 0;
+    const int one_time = job->queries->stride == 0, lanes = halves * F32_LANES;
     for (int64_t from = 0; from < points; from += NARROW_TILE) {
         const int64_t count = ff_min(NARROW_TILE, points - from);
         float sums[3][NARROW_LANES];
 #define WEIGHTS(n)                                                                          \
     case n:                                                                                 \
-        if (one_time && !spread) low_flat_weights(s, tile, from, count, sums, 1, 0, n);     \
-        else if (one_time) low_flat_weights(s, tile, from, count, sums, 1, 1, n);           \
-        else if (!spread) low_flat_weights(s, tile, from, count, sums, 0, 0, n);            \
-        else low_flat_weights(s, tile, from, count, sums, 0, 1, n);                         \
+        if (halves == 1) KINDS(n, 1);                                                       \
+        else KINDS(n, 2);                                                                   \
         break;
+#define KINDS(n, halves)                                                                    \
+    if (one_time && !spread) low_flat_weights(s, tile, from, count, sums, 1, 0, n, halves); \
+    else if (one_time) low_flat_weights(s, tile, from, count, sums, 1, 1, n, halves);       \
+    else if (!spread) low_flat_weights(s, tile, from, count, sums, 0, 0, n, halves);        \
+    else low_flat_weights(s, tile, from, count, sums, 0, 1, n, halves)
         switch (padded) { NARROW_SIZES(WEIGHTS) }
 #undef WEIGHTS
-        low_flat_leave_out(s, from, count, spread, sums);
-        for (int lane = 0; lane < NARROW_LANES; lane++) {
+#undef KINDS
+        low_flat_leave_out(s, lanes, from, count, spread, sums);
+        for (int lane = 0; lane < lanes; lane++) {
             s->total[lane] += (double)sums[0][lane];
             if (!spread) continue;
             s->first[lane] += (double)sums[1][lane];
             s->second[lane] += (double)sums[2][lane];
         }
         if (!job->want_mean) continue;
-        int k = 0;
-        for (; k + 4 <= size; k += 4) low_flat_sums(s, tile, from, count, padded, k, 4);
-        for (; k + 2 <= size; k += 2) low_flat_sums(s, tile, from, count, padded, k, 2);
-        if (k < size) low_flat_sums(s, tile, from, count, padded, k, 1);
+        if (halves == 1) low_flat_all_sums(s, tile, from, count, size, padded, 1);
+        else low_flat_all_sums(s, tile, from, count, size, padded, 2);
     }
 }
 

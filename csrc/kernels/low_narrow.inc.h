@@ -134,7 +134,8 @@ static void low_narrow_query(const ff_job *job, low_narrow *s, const low_narrow_
     for (int64_t k = 0; k < size; k++) s->sum[k * NARROW_LANES + lane] = s->gained[k * NARROW_LANES + lane] = 0.0;
 }
 
-#define FOR_PAIR FF_UNROLL for (int h = 0; h < 2; h++)
+/* The vectors of a panel that have queries: `halves`, a constant. */
+#define FOR_PAIR FF_UNROLL for (int h = 0; h < halves; h++)
 #define PAIR_LOAD(p, h) f32_load((p) + (h) * F32_LANES)
 
 /* x^(size/2) for 0 < x <= 1; `two` tells as a constant that size is 2 */
@@ -151,7 +152,7 @@ static inline __attribute__((always_inline)) f32v f32_half_power(f32v x, int siz
 /* Logits of a tile of points; at each query's time short of the power of D_j, with narrowest / D_j kept. */
 static inline __attribute__((always_inline)) void low_narrow_logits(low_narrow *s, const low_narrow_tile *tile,
                                                                     int64_t from, int64_t count, int size, int mode,
-                                                                    float *largest) {
+                                                                    int halves, float *largest) {
     f32v most[2], factor[2];
     FOR_PAIR {
         most[h] = f32_set1(NARROW_DEAD);
@@ -165,7 +166,8 @@ static inline __attribute__((always_inline)) void low_narrow_logits(low_narrow *
         }
     for (int64_t j = 0; j < count; j++) {
         const float *value = tile->value + (from + j) * size;
-        f32v distance[2] = {f32_set1(0.0f), f32_set1(0.0f)};
+        f32v distance[2];
+        FOR_PAIR distance[h] = f32_set1(0.0f);
         FF_UNROLL
         for (int k = 0; k < size; k++) {
             const f32v mu = f32_set1(value[k]);
@@ -203,11 +205,11 @@ static inline void low_narrow_add(double *to, f32v v) {
 }
 
 /* From logits to weights, in place, and their sums; where variances differ, weights times gamma_j take the place of what
-   `inverse` held. The last three arguments are constants in the calls. */
+   `inverse` held. The last four arguments are constants in the calls. */
 static inline __attribute__((always_inline)) void low_narrow_weights(low_narrow *s, const low_narrow_tile *tile,
                                                                      int64_t from, int64_t count, int size,
                                                                      const float *largest, int mode, int spread,
-                                                                     int two) {
+                                                                     int two, int halves) {
     f32v most[2], constant[2], slope[2];
     FOR_PAIR {
         most[h] = PAIR_LOAD(largest, h);
@@ -251,10 +253,10 @@ static inline __attribute__((always_inline)) void low_narrow_weights(low_narrow 
 }
 
 /* sum[k][lane] += sum_j weight_j (mu_jk - at_k) for `dims` dimensions from `first` on, and where variances differ the same
-   with the weights times gamma_j. The last two arguments are constants. */
+   with the weights times gamma_j. The last three arguments are constants. */
 static inline __attribute__((always_inline)) void low_narrow_sums(low_narrow *s, const low_narrow_tile *tile, int64_t from,
                                                                   int64_t count, int padded, int first, int dims,
-                                                                  int differ) {
+                                                                  int differ, int halves) {
     f32v sum[4][2], gained[4][2], at[4][2];
     FF_UNROLL
     for (int k = 0; k < dims; k++) FOR_PAIR {
@@ -283,17 +285,17 @@ static inline __attribute__((always_inline)) void low_narrow_sums(low_narrow *s,
 }
 static inline __attribute__((always_inline)) void low_narrow_all_sums(low_narrow *s, const low_narrow_tile *tile,
                                                                       int64_t from, int64_t count, int size, int padded,
-                                                                      int differ) {
+                                                                      int differ, int halves) {
     int k = 0;
     if (!differ)
-        for (; k + 4 <= size; k += 4) low_narrow_sums(s, tile, from, count, padded, k, 4, differ);
-    for (; k + 2 <= size; k += 2) low_narrow_sums(s, tile, from, count, padded, k, 2, differ);
-    if (k < size) low_narrow_sums(s, tile, from, count, padded, k, 1, differ);
+        for (; k + 4 <= size; k += 4) low_narrow_sums(s, tile, from, count, padded, k, 4, differ, halves);
+    for (; k + 2 <= size; k += 2) low_narrow_sums(s, tile, from, count, padded, k, 2, differ, halves);
+    if (k < size) low_narrow_sums(s, tile, from, count, padded, k, 1, differ, halves);
 }
 
 /* Leave out what queries leave out of a tile. */
-static void low_narrow_leave_out(low_narrow *s, int64_t from, int64_t count, float *largest) {
-    for (int lane = 0; lane < NARROW_LANES; lane++) {
+static void low_narrow_leave_out(low_narrow *s, int lanes, int64_t from, int64_t count, float *largest) {
+    for (int lane = 0; lane < lanes; lane++) {
         const int64_t without = s->without[lane] - from;
         if (without < 0 || without >= count) continue;
         s->logit[without * NARROW_LANES + lane] = largest[lane] = NARROW_DEAD;
@@ -302,8 +304,8 @@ static void low_narrow_leave_out(low_narrow *s, int64_t from, int64_t count, flo
 }
 
 /* Raise the reference of the sums to the largest logit of a tile. */
-static void low_narrow_raise(low_narrow *s, int rows, float *largest) {
-    for (int lane = 0; lane < NARROW_LANES; lane++) {
+static void low_narrow_raise(low_narrow *s, int lanes, int rows, float *largest) {
+    for (int lane = 0; lane < lanes; lane++) {
         if ((double)largest[lane] <= s->largest[lane]) {
             largest[lane] = (float)s->largest[lane];
             continue;
@@ -327,14 +329,18 @@ static void low_narrow_raise(low_narrow *s, int rows, float *largest) {
 #define NARROW_SIZES(X) X(1) X(2) X(3) X(4) X(6) X(8) X(12) X(16)
 #define NARROW_LOGITS(n)                                                                                             \
     static void low_narrow_logits_##n(low_narrow *s, const low_narrow_tile *tile, int64_t from, int64_t count, int mode, \
-                                      float *largest) {                                                              \
-        if (mode == NARROW_SHARED) low_narrow_logits(s, tile, from, count, n, NARROW_SHARED, largest);               \
-        else if (mode == NARROW_ONE_TIME) low_narrow_logits(s, tile, from, count, n, NARROW_ONE_TIME, largest);      \
-        else low_narrow_logits(s, tile, from, count, n, NARROW_EACH_TIME, largest);                                  \
+                                      int halves, float *largest) {                                                  \
+        if (halves == 1) NARROW_MODES(n, 1);                                                                         \
+        else NARROW_MODES(n, 2);                                                                                     \
     }
+#define NARROW_MODES(n, halves)                                                                                       \
+    if (mode == NARROW_SHARED) low_narrow_logits(s, tile, from, count, n, NARROW_SHARED, halves, largest);            \
+    else if (mode == NARROW_ONE_TIME) low_narrow_logits(s, tile, from, count, n, NARROW_ONE_TIME, halves, largest);   \
+    else low_narrow_logits(s, tile, from, count, n, NARROW_EACH_TIME, halves, largest)
 NARROW_SIZES(NARROW_LOGITS)
 #undef NARROW_LOGITS
-typedef void low_narrow_logits_of(low_narrow *, const low_narrow_tile *, int64_t, int64_t, int, float *);
+#undef NARROW_MODES
+typedef void low_narrow_logits_of(low_narrow *, const low_narrow_tile *, int64_t, int64_t, int, int, float *);
 static int low_narrow_padded(int size) {
 #define NARROW_FITS(n) if (size <= n) return n;
     NARROW_SIZES(NARROW_FITS)
@@ -348,27 +354,36 @@ static low_narrow_logits_of *low_narrow_logits_for(int size) {
     return low_narrow_logits_16;
 }
 
-/* A panel of queries over the chunk. */
-static void low_narrow_panel(const ff_job *job, low_narrow *s, const low_narrow_tile *tile, int64_t points) {
+/* Weights and sums of a tile, from its logits. The last argument is a constant. */
+static inline __attribute__((always_inline)) void low_narrow_finish_tile(const ff_job *job, low_narrow *s,
+                                                                         const low_narrow_tile *tile, int64_t from,
+                                                                         int64_t count, const float *largest, int halves) {
     const int size = (int)job->points->size, padded = low_narrow_padded(size), mode = low_narrow_mode(job);
+#define WEIGHTS(mode, spread, two) low_narrow_weights(s, tile, from, count, size, largest, mode, spread, two, halves)
+    if (mode == NARROW_EACH_TIME && size == 2) WEIGHTS(NARROW_EACH_TIME, 0, 1);
+    else if (mode == NARROW_EACH_TIME) WEIGHTS(NARROW_EACH_TIME, 0, 0);
+    else if (mode == NARROW_ONE_TIME && job->want_spread) WEIGHTS(NARROW_ONE_TIME, 1, 0);
+    else if (mode == NARROW_ONE_TIME) WEIGHTS(NARROW_ONE_TIME, 0, 0);
+    else if (job->want_spread) WEIGHTS(NARROW_SHARED, 1, 0);
+    else WEIGHTS(NARROW_SHARED, 0, 0);
+#undef WEIGHTS
+    if (!job->want_mean) return;
+    if (mode == NARROW_SHARED) low_narrow_all_sums(s, tile, from, count, size, padded, 0, halves);
+    else low_narrow_all_sums(s, tile, from, count, size, padded, 1, halves);
+}
+
+/* A panel of queries over the chunk, of which `halves` have queries. */
+static void low_narrow_panel(const ff_job *job, low_narrow *s, const low_narrow_tile *tile, int64_t points, int halves) {
+    const int size = (int)job->points->size, mode = low_narrow_mode(job), lanes = halves * F32_LANES;
     low_narrow_logits_of *const logits = low_narrow_logits_for(size);
     for (int64_t from = 0; from < points; from += NARROW_TILE) {
         const int64_t count = ff_min(NARROW_TILE, points - from);
         float largest[NARROW_LANES];
-        logits(s, tile, from, count, mode, largest);
-        low_narrow_leave_out(s, from, count, largest);
-        low_narrow_raise(s, size, largest);
-#define WEIGHTS(mode, spread, two) low_narrow_weights(s, tile, from, count, size, largest, mode, spread, two)
-        if (mode == NARROW_EACH_TIME && size == 2) WEIGHTS(NARROW_EACH_TIME, 0, 1);
-        else if (mode == NARROW_EACH_TIME) WEIGHTS(NARROW_EACH_TIME, 0, 0);
-        else if (mode == NARROW_ONE_TIME && job->want_spread) WEIGHTS(NARROW_ONE_TIME, 1, 0);
-        else if (mode == NARROW_ONE_TIME) WEIGHTS(NARROW_ONE_TIME, 0, 0);
-        else if (job->want_spread) WEIGHTS(NARROW_SHARED, 1, 0);
-        else WEIGHTS(NARROW_SHARED, 0, 0);
-#undef WEIGHTS
-        if (!job->want_mean) continue;
-        if (mode == NARROW_SHARED) low_narrow_all_sums(s, tile, from, count, size, padded, 0);
-        else low_narrow_all_sums(s, tile, from, count, size, padded, 1);
+        logits(s, tile, from, count, mode, halves, largest);
+        low_narrow_leave_out(s, lanes, from, count, largest);
+        low_narrow_raise(s, lanes, size, largest);
+        if (halves == 1) low_narrow_finish_tile(job, s, tile, from, count, largest, 1);
+        else low_narrow_finish_tile(job, s, tile, from, count, largest, 2);
     }
 }
 
