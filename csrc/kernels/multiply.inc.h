@@ -31,14 +31,12 @@ enum { NAME_T(LANES) = 2 * FF_LANES_T };
 /* sum[i] += y[i] q of one step: `rows` elements of y times `vectors` of queries. */
 static inline __attribute__((always_inline)) void NAME_T(multiply_step)(const FF_TT *y, ff_stride of_rows, const FF_TT *q,
                                                                           TV sum[][2], int rows, int vectors) {
-    TV queries[2];
-    FF_UNROLL
-    for (int v = 0; v < vectors; v++) queries[v] = T(load)(q + v * (LANES / 2));
+    const TV q0 = T(load)(q), q1 = vectors == 2 ? T(load)(q + LANES / 2) : q0;
     FF_UNROLL
     for (int i = 0; i < rows; i++) {
         const TV yi = T(set1)(y[i % FF_TALL * of_rows.each + i / FF_TALL * of_rows.group]);
-        FF_UNROLL
-        for (int v = 0; v < vectors; v++) sum[i][v] = T(fma)(yi, queries[v], sum[i][v]);
+        sum[i][0] = T(fma)(yi, q0, sum[i][0]);
+        if (vectors == 2) sum[i][1] = T(fma)(yi, q1, sum[i][1]);
     }
 }
 
