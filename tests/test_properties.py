@@ -262,6 +262,32 @@ def test_width_of_a_batch_does_not_show(variant, d, stored):
             )
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind", ["shared", "variance", "covariance", "covariances"])
+def test_width_of_a_batch_does_not_show_in_the_second_order(variant, kind, dtype):
+    rng = np.random.default_rng(5)
+    data, x, u = rng.standard_normal((211, 5)), rng.standard_normal((35, 5)), rng.standard_normal((35, 5))
+    x, u = x.astype(dtype), u.astype(dtype)
+    factors = 0.3 * rng.standard_normal((211, 5, 5))
+    options = {
+        "shared": {},
+        "variance": {"variance": rng.uniform(0.1, 0.5, 211)},
+        "covariance": {"covariance": np.diag(rng.uniform(0.1, 0.5, 5))},
+        "covariances": {"covariance": factors @ factors.transpose(0, 2, 1) + 0.1 * np.eye(5)},
+    }
+    field = variant.field(data.astype(dtype), **options[kind])
+    for t in (0.4, rng.uniform(0.2, 0.8, 35)):
+        whole = {name: field.evaluate(x, t, quantities=(name,))[name] for name in ("divergence", "velocity_variance")}
+        product = field.jvp(x, t, u)
+        for batch in (1, 2, 3, 4, 5, 8, 9, 12, 16, 17, 20):
+            if batch == 1 and np.ndim(t):
+                continue  # the one time of all queries, which is taken in another way
+            some = t if np.ndim(t) == 0 else t[:batch]
+            for name, value in whole.items():
+                assert np.array_equal(field.evaluate(x[:batch], some, quantities=(name,))[name], value[:batch])
+            assert np.array_equal(field.jvp(x[:batch], some, u[:batch]), product[:batch])
+
+
 @examples
 @given(
     seed=seeds,

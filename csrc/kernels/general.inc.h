@@ -102,6 +102,7 @@ typedef struct {
     double *e;           /* one query */
     double *values;      /* what the chunk adds to the state, [panel] */
     int64_t start;       /* first point of the chunk */
+    int halves;          /* vectors of the panel at work that have queries: the lanes of the other are left as they are */
     partial partials[GENERAL_PANELS * GL];
 } general_scratch;
 
@@ -215,17 +216,18 @@ static void general_pack(const ff_job *job, int64_t query, int64_t count, void *
     }
 }
 
-/* Rows of lanes: a = f(a, b) for the two vectors of a row */
-#define FOR_HALVES FF_UNROLL for (int h = 0; h < 2; h++)
+/* The vectors of a row of lanes that have queries, `halves` of them. */
+#define FOR_HALVES for (int h = 0; h < halves; h++)
 enum { GH = F64_LANES };
 
-/* out[point][lane] = sum_k (near_k - beta mu'_k) (far_k - beta mu'_k). The last argument is a constant in the calls. */
+/* out[point][lane] = sum_k (near_k - beta mu'_k) (far_k - beta mu'_k). The last two arguments are constants in the
+   calls. */
 static inline __attribute__((always_inline)) void general_distances(const general_head *head, const double *e,
                                                                     const double *tile, int64_t points, int64_t size,
-                                                                    double *out, int far) {
+                                                                    double *out, int halves, int far) {
     const int64_t padded = general_padded(size);
     f64v beta[2], near[2], other[2];
-    FOR_HALVES {
+    FF_UNROLL FOR_HALVES {
         beta[h] = f64_load(head->beta + h * GH);
         near[h] = f64_load(head->near + h * GH);
         other[h] = f64_load(head->far + h * GH);
@@ -236,34 +238,35 @@ static inline __attribute__((always_inline)) void general_distances(const genera
         FF_UNROLL
         for (int i = 0; i < GENERAL_POINTS; i++) {
             row[i] = tile + ff_min(j + i, points - 1) * padded;
-            FOR_HALVES sum[i][h] = f64_set1(0.0);
+            FF_UNROLL FOR_HALVES sum[i][h] = f64_set1(0.0);
         }
         for (int64_t k = 0; k < size; k++) {
-            const f64v e0 = f64_load(e + k * GL), e1 = f64_load(e + k * GL + GH);
+            f64v all[2];
+            FF_UNROLL FOR_HALVES all[h] = f64_load(e + k * GL + h * GH);
             FF_UNROLL
             for (int i = 0; i < GENERAL_POINTS; i++) {
                 const f64v mu = f64_set1(row[i][k]);
-                FOR_HALVES {
-                    const f64v ek = h ? e1 : e0;
-                    const f64v r = f64_fnma(beta[h], mu, far ? f64_mul(near[h], ek) : ek);
+                FF_UNROLL FOR_HALVES {
+                    const f64v ek = all[h], r = f64_fnma(beta[h], mu, far ? f64_mul(near[h], ek) : ek);
                     sum[i][h] = f64_fma(r, far ? f64_fnma(beta[h], mu, f64_mul(other[h], ek)) : r, sum[i][h]);
                 }
             }
         }
         for (int i = 0; i < GENERAL_POINTS && j + i < points; i++)
-            FOR_HALVES f64_store(out + (j + i) * GL + h * GH, sum[i][h]);
+            FF_UNROLL FOR_HALVES f64_store(out + (j + i) * GL + h * GH, sum[i][h]);
     }
 }
 
 /* out[k][lane] (+)= sum_j y[j][k] q[j][lane] */
-static void general_sums(const double *tile, const double *q, int64_t points, int64_t padded, double *out) {
-    FF_PASTE3(multiply, f64, FF_ISA)(tile, ff_evenly(1), ff_evenly(padded), q, points, out, 0, padded, 2, NULL);
+static void general_sums(const double *tile, const double *q, int64_t points, int64_t padded, int halves, double *out) {
+    FF_PASTE3(multiply, f64, FF_ISA)(tile, ff_evenly(1), ff_evenly(padded), q, points, out, 0, padded, halves, NULL);
 }
 
 /* y[k][lane] = sum_m Q[m][k] x[m][lane], or with Q's transpose; added where asked for. */
-static void general_turn(const double *rotation, const double *x, int64_t padded, int transpose, double *y, int add) {
+static void general_turn(const double *rotation, const double *x, int64_t padded, int halves, int transpose, double *y,
+                         int add) {
     const ff_stride rows = ff_evenly(transpose ? padded : 1), columns = ff_evenly(transpose ? 1 : padded);
-    FF_PASTE3(multiply, f64, FF_ISA)(rotation, rows, columns, x, padded, y, add, padded, 2, NULL);
+    FF_PASTE3(multiply, f64, FF_ISA)(rotation, rows, columns, x, padded, y, add, padded, halves, NULL);
 }
 
 /* Logits of a panel where each point has one variance, or all share one. */
@@ -271,8 +274,13 @@ static void general_scalar_logits(const ff_job *job, general_scratch *s, general
     const general_plan plan = general_planned(job);
     const double size = (double)job->points->size;
     const double *e = general_rows(job, head, ROWS_E);
-    if (head->any_far) general_distances(head, e, s->tile, points, job->points->size, s->logit, 1);
-    else general_distances(head, e, s->tile, points, job->points->size, s->logit, 0);
+    const int halves = s->halves;
+#define DISTANCES(halves, far) general_distances(head, e, s->tile, points, job->points->size, s->logit, halves, far)
+    if (halves == 2 && head->any_far) DISTANCES(2, 1);
+    else if (halves == 2) DISTANCES(2, 0);
+    else if (head->any_far) DISTANCES(1, 1);
+    else DISTANCES(1, 0);
+#undef DISTANCES
     const int one_time = job->queries->stride == 0;
     const double widest = plan.pointwise ? job->points->widest[0] : 0.0;
     FOR_HALVES {
@@ -298,12 +306,12 @@ static void general_scalar_logits(const ff_job *job, general_scratch *s, general
 static void general_directed_logits(const ff_job *job, general_scratch *s, general_head *head, int64_t points) {
     const ff_data *data = &job->points->data;
     const int64_t size = job->points->size, padded = general_padded(size);
-    const int same = general_one_frame(data);
+    const int same = general_one_frame(data), halves = s->halves;
     const double *inverses = general_rows(job, head, ROWS_INVERSE), *gammas = general_rows(job, head, ROWS_GAMMA);
     for (int64_t j = 0; j < points; j++) {
         const double *e = general_rows(job, head, ROWS_E), *point = s->tile + j * padded;
         if (data->rotation) {
-            general_turn(s->rotation + j * padded * padded, e, padded, 0, s->rows[0], 0);
+            general_turn(s->rotation + j * padded * padded, e, padded, halves, 0, s->rows[0], 0);
             e = s->rows[0];
             point = s->turned + j * padded;
         }
@@ -348,12 +356,13 @@ static void general_tilts(const ff_job *job, general_scratch *s, general_head *h
     const general_plan plan = general_planned(job);
     const int64_t size = job->points->size, padded = general_padded(size);
     const double *u = general_rows(job, head, ROWS_U);
+    const int halves = s->halves;
     /* u.mu'; the tile is filled up with zero points */
-    FF_PASTE3(multiply, f64, FF_ISA)(s->tile, ff_evenly(padded), ff_evenly(1), u, size, s->psi, 0, points, 2, NULL);
+    FF_PASTE3(multiply, f64, FF_ISA)(s->tile, ff_evenly(padded), ff_evenly(1), u, size, s->psi, 0, points, halves, NULL);
     for (int64_t j = 0; j < points; j++) {
         const double *turned = u;
         if (plan.by_direction && job->points->data.rotation) {
-            general_turn(s->rotation + j * padded * padded, u, padded, 0, s->rows[0], 0);
+            general_turn(s->rotation + j * padded * padded, u, padded, halves, 0, s->rows[0], 0);
             turned = s->rows[0];
         }
         FOR_HALVES {
@@ -376,7 +385,7 @@ static void general_tilts(const ff_job *job, general_scratch *s, general_head *h
 }
 
 /* average[lane] = sum_j weight_j values_j / total */
-static void general_average(const double *weights, const double *values, const double *totals, int64_t points,
+static void general_average(const double *weights, const double *values, const double *totals, int64_t points, int halves,
                             double *average) {
     FOR_HALVES {
         f64v sum = f64_set1(0.0);
@@ -386,7 +395,7 @@ static void general_average(const double *weights, const double *values, const d
     }
 }
 
-static void general_scale(double *rows, int64_t count, const double *totals) {
+static void general_scale(double *rows, int64_t count, const double *totals, int halves) {
     FOR_HALVES {
         const f64v inverse = f64_div(f64_set1(1.0), f64_load(totals + h * GH));
         for (int64_t k = 0; k < count; k++) f64_store(rows + k * GL + h * GH, f64_mul(inverse, f64_load(rows + k * GL + h * GH)));
@@ -399,7 +408,8 @@ static void general_vectors(const ff_job *job, general_scratch *s, general_head 
                             int64_t points, double *mean, double *gained) {
     const general_plan plan = general_planned(job);
     const int64_t size = job->points->size, padded = general_padded(size);
-    general_sums(s->tile, weights, points, padded, s->rows[0]);
+    const int halves = s->halves;
+    general_sums(s->tile, weights, points, padded, halves, s->rows[0]);
     memcpy(mean, s->rows[0], (size_t)(size * GL) * sizeof *mean);
     if (!plan.pointwise) return;
     if (plan.by_direction) {
@@ -416,7 +426,7 @@ static void general_vectors(const ff_job *job, general_scratch *s, general_head 
                 }
             }
             if (job->points->data.rotation)
-                general_turn(s->rotation + j * padded * padded, s->rows[2], padded, 1, s->rows[1], 1);
+                general_turn(s->rotation + j * padded * padded, s->rows[2], padded, halves, 1, s->rows[1], 1);
         }
         memcpy(gained, s->rows[1], (size_t)(size * GL) * sizeof *gained);
         return;
@@ -433,7 +443,7 @@ static void general_vectors(const ff_job *job, general_scratch *s, general_head 
         }
         f64_store(total + h * GH, sum);
     }
-    general_sums(s->tile, s->family, points, padded, s->rows[0]);
+    general_sums(s->tile, s->family, points, padded, halves, s->rows[0]);
     FOR_HALVES {
         const f64v beta = f64_load(head->beta + h * GH), sum = f64_load(total + h * GH);
         for (int64_t k = 0; k < size; k++)
@@ -447,7 +457,7 @@ static void general_traces(const ff_job *job, general_scratch *s, general_head *
                            const double *totals, double *values) {
     const general_plan plan = general_planned(job);
     const int64_t size = job->points->size, padded = general_padded(size);
-    const int turned = plan.by_direction && job->points->data.rotation;
+    const int turned = plan.by_direction && job->points->data.rotation, halves = s->halves;
     const double *means = general_vector(&plan, values, MEAN, size), *e = general_rows(job, head, ROWS_E);
     const double *gains = plan.pointwise ? general_vector(&plan, values, GAINED, size) : NULL;
     f64v sums[3][2];
@@ -461,8 +471,8 @@ static void general_traces(const ff_job *job, general_scratch *s, general_head *
     for (int64_t j = 0; j < points; j++) {
         const double *mean = means, *gain = gains, *point = s->tile + j * padded;
         if (turned) {
-            general_turn(s->rotation + j * padded * padded, s->rows[2], padded, 0, s->rows[0], 0);
-            general_turn(s->rotation + j * padded * padded, s->rows[3], padded, 0, s->rows[1], 0);
+            general_turn(s->rotation + j * padded * padded, s->rows[2], padded, halves, 0, s->rows[0], 0);
+            general_turn(s->rotation + j * padded * padded, s->rows[3], padded, halves, 0, s->rows[1], 0);
             mean = s->rows[0];
             gain = s->rows[1];
             point = s->turned + j * padded;
@@ -501,7 +511,8 @@ static void general_products(const ff_job *job, general_scratch *s, general_head
                              const double *totals, double *values) {
     const general_plan plan = general_planned(job);
     const int64_t size = job->points->size, padded = general_padded(size);
-    general_average(s->logit, s->psi, totals, points, values + TILT * GL);
+    const int halves = s->halves;
+    general_average(s->logit, s->psi, totals, points, halves, values + TILT * GL);
     FOR_HALVES {
         const f64v tilt = f64_load(values + TILT * GL + h * GH);
         for (int64_t j = 0; j < points; j++) {
@@ -512,8 +523,8 @@ static void general_products(const ff_job *job, general_scratch *s, general_head
     double *mean = general_vector(&plan, values, MEAN_PRODUCT, size);
     double *gained = plan.pointwise ? general_vector(&plan, values, GAINED_PRODUCT, size) : NULL;
     general_vectors(job, s, head, s->psi, points, mean, gained);
-    general_scale(mean, size, totals);
-    if (gained) general_scale(gained, size, totals);
+    general_scale(mean, size, totals, halves);
+    if (gained) general_scale(gained, size, totals, halves);
     /* What the weighted psi sum up to, zero but for rounding, times the averages. */
     for (int v = MEAN; v <= (plan.pointwise ? GAINED : MEAN); v++) {
         const double *average = general_vector(&plan, values, v, size);
@@ -540,7 +551,7 @@ static void general_products(const ff_job *job, general_scratch *s, general_head
     for (int64_t j = 0; j < points; j++) {
         const double *own = data->variance + (s->start + j) * size, *along = u;
         if (data->rotation) {
-            general_turn(s->rotation + j * padded * padded, u, padded, 0, s->rows[0], 0);
+            general_turn(s->rotation + j * padded * padded, u, padded, halves, 0, s->rows[0], 0);
             along = s->rows[0];
         }
         double *to = data->rotation ? s->rows[2] : s->rows[1];
@@ -556,10 +567,10 @@ static void general_products(const ff_job *job, general_scratch *s, general_head
                 f64_store(at, f64_fma(f64_mul(w, gamma), f64_load(along + k * GL + h * GH), f64_load(at)));
             }
         }
-        if (data->rotation) general_turn(s->rotation + j * padded * padded, to, padded, 1, s->rows[1], 1);
+        if (data->rotation) general_turn(s->rotation + j * padded * padded, to, padded, halves, 1, s->rows[1], 1);
     }
     memcpy(product, s->rows[1], (size_t)(size * GL) * sizeof *product);
-    general_scale(product, size, totals);
+    general_scale(product, size, totals, halves);
 }
 
 static void general_panel_compute(const ff_job *job, general_scratch *s, int64_t start, int64_t points, int64_t query,
@@ -567,6 +578,7 @@ static void general_panel_compute(const ff_job *job, general_scratch *s, int64_t
     const general_plan plan = general_planned(job);
     const int64_t size = job->points->size;
     general_head *head = general_panel(job, query);
+    const int halves = s->halves = lanes > GH ? 2 : 1;
     if (plan.by_direction) general_directed_logits(job, s, head, points);
     else general_scalar_logits(job, s, head, points);
     double largest[GL], totals[GL], first[GL], second[GL];
@@ -598,10 +610,10 @@ static void general_panel_compute(const ff_job *job, general_scratch *s, int64_t
     double *mean = general_vector(&plan, values, MEAN, size);
     double *gained = plan.pointwise ? general_vector(&plan, values, GAINED, size) : NULL;
     general_vectors(job, s, head, s->logit, points, mean, gained);
-    general_scale(mean, size, totals);
+    general_scale(mean, size, totals, halves);
     if (gained) {
-        general_scale(gained, size, totals);
-        general_average(s->logit, s->gamma, totals, points, values + GAIN * GL);
+        general_scale(gained, size, totals, halves);
+        general_average(s->logit, s->gamma, totals, points, halves, values + GAIN * GL);
     }
     if (plan.trace) general_traces(job, s, head, points, totals, values);
     if (plan.tangent) general_products(job, s, head, points, totals, values);
@@ -618,7 +630,7 @@ static void general_compute(const ff_job *job, int64_t start, int64_t stop, int6
 
 /* to = keep to + add from, lane by lane, with the law of total covariance for what are covariances. */
 static void general_merge_panel(const general_plan *plan, int64_t size, double *to, double *from, const double *keep,
-                                const double *add) {
+                                const double *add, int halves) {
     FOR_HALVES {
         const f64v old = f64_load(keep + h * GH), new = f64_load(add + h * GH), both = f64_mul(old, new);
         const f64v tilt = f64_sub(f64_load(from + TILT * GL + h * GH), f64_load(to + TILT * GL + h * GH));
@@ -666,7 +678,7 @@ static void general_merge(const ff_job *job, int64_t start, int64_t stop, int64_
     }
     if (!plan.mean) return;
     if (start == 0) memcpy(to, from, values * GL * sizeof *to);
-    else general_merge_panel(&plan, job->points->size, to, from, keep, add);
+    else general_merge_panel(&plan, job->points->size, to, from, keep, add, count > GH ? 2 : 1);
 }
 
 static void general_write(const ff_job *job, int64_t query, int64_t count, void *scratch) {

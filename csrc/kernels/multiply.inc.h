@@ -84,8 +84,8 @@ static inline __attribute__((always_inline)) void NAME_T(multiply_vectors)(const
 }
 
 /* out[i][lane] = sum over steps of y[row i, step] q[step][lane], or that added to out, for `count` rows i, or up to
-   FF_ROWS - 1 more. If there is but one vector of queries, q is zero in the lanes of the other. Unless `ahead` is NULL,
-   some of it is fetched meanwhile. */
+   FF_ROWS - 1 more. If there is but one vector of queries, the lanes of the other are idle, and get zero. Unless `ahead`
+   is NULL, some of it is fetched meanwhile. */
 static inline __attribute__((always_inline)) void NAME_T(multiply)(const FF_TT *y, ff_stride of_rows, ff_stride of_steps,
                                                                      const FF_TT *q, int64_t steps, FF_TT *out, int add,
                                                                      int64_t count, int64_t vectors, ff_ahead *ahead) {
