@@ -19,8 +19,8 @@ extern "C" {
 #endif
 
 /* The number grows whenever a program compiled against an older header would misread this library: a struct or an
-   enumerator changes, what a function takes, or that it is gone. New functions and new statuses leave it. A program compares it with
-   ff_abi_version() before anything else. */
+   enumerator changes, or what a function takes, or a function goes. New functions and new statuses leave it. A program
+   compares it with ff_abi_version() before anything else. */
 #define FF_ABI_VERSION 5
 
 /* What the shared library shows; all else in it is hidden. */
@@ -107,7 +107,8 @@ FF_API int ff_isa_runs(int isa);
 FF_API int ff_points_create(ff_points **points, const ff_data *data, int isa, int num_threads);
 FF_API void ff_points_destroy(ff_points *points);
 
-/* Batches of up to this many queries may be served by another kernel than larger ones, and differ from them by rounding. */
+/* Batches of up to this many queries may be served by another kernel than others, and differ from them by rounding; 0 of
+   NULL. */
 FF_API int64_t ff_points_small_batch(const ff_points *points);
 
 FF_API int ff_points_moments(const ff_points *points, const ff_queries *queries, const ff_moments *result,

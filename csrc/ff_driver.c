@@ -42,24 +42,33 @@ int ff_isa_runs(int isa) { return isa >= 0 && isa < TARGETS && ff_cpu_runs(targe
 enum { LOW_DIMENSIONS = 10 };
 /* Dimensions of bytes, up to 255 times 127, whose products a sum of 32 bits holds. */
 enum { MATRIX_LARGEST = 65536 };
-/* Few queries of many dimensions have a kernel of their own: in float32 one query in any case, and one more for each
-   FEW_DIMENSIONS dimensions, in float64 for each twice as many, up to the kernel's block. Time by it over time by half a
-   panel of the batch kernel, 4,000 and 40,000 points, 2 threads of Zen 5, AVX-512 and AVX2: float32, 2 queries of 48
-   dimensions 1, of 64 0.8; 3 of 64 1.2, of 128 0.8 to 1; 4 of 128 1.0 to 1.3, of 192 0.9 to 1.1, of 256 0.8 to 1.05; 5 of 784
-   and 3,072 0.8 to 1.2. Float64, 2 of 64 0.9, of 128 0.8; 3 of 128 0.9 to 1.3, of 256 0.8 to 1.2; 4 of 384 1.0 and 1.6, of
-   3,072 0.9 and 1.1: AVX2 has fewer lanes to leave idle. */
-enum { FEW_DIMENSIONS = 64 };
-
-/* The largest batch that goes to a kernel for few queries. */
+/* Few queries of many dimensions have a kernel of their own. It serves as many as take it no longer than half a panel of
+   the batch kernel, or a full one if there are more: a number that grows with the dimensions. Time by it over time by half a
+   panel, 4,000 to 60,000 points, 1 and 2 threads of Zen 5, AVX-512 and AVX2:
+     float32, t = 0.1: 2 queries of 48 dimensions 1, of 64 0.8; 3 of 64 1.2, of 128 0.8 to 1; 4 of 128 1.0 to 1.3, of 192
+     0.9 to 1.1, of 256 0.8 to 1.05; 5 of 384 1, of 784 and 3,072 0.75 to 0.9; 6 of these 0.9 to 1.2;
+     float16: 5 of 784 0.6 and 0.8, 6 0.7 and 0.95;
+     bytes: 3 of 100 0.8, of 127 0.6 to 0.7; 4 of 127 0.8 to 0.9, of 191 0.7 to 0.8; 5 of 256 1.0 and 1.25; 6 of 784 and
+     3,072 0.6 to 0.7 and 0.7 to 0.95, 8 of them 0.8 to 0.9 and 1.0 to 1.25;
+     float64: 2 of 24 to 127 0.7 to 1 for t = 0.1, and 0.5 to 0.6 for t = 0.9 and 0.99, when few points have weight and the
+     few sum no others; 3 of 128 0.9 to 1.3, of 256 0.8 to 1.2; 4 of 384 1.0 and 1.6, of 3,072 0.9 and 1.1.
+   Where matrices serve the batches, 4 are as far as it goes: of 60,000 x 784 bytes and 16 threads 4 queries took 0.95 of the
+   time of 5, and of 20,000 x 3,072 0.67. */
+enum { FEW_LONG = 512 };
 static int64_t few_queries(const ff_points *points, ff_dtype compute) {
     const ff_target *target = points->target;
-    if (points->size <= LOW_DIMENSIONS) return target->low_few[points->dtype].block;
-    const int64_t dimensions_each = compute == FF_FLOAT32 ? FEW_DIMENSIONS : 2 * FEW_DIMENSIONS;
-    return ff_min(target->few[points->dtype][compute].block, 1 + points->size / dimensions_each);
+    const int64_t size = points->size;
+    if (size <= LOW_DIMENSIONS) return target->low_few[points->dtype].block;
+    if (compute == FF_FLOAT64) return ff_min(4, 2 + size / 128);
+    const int has_matrix = points->matrix && points->matrix[points->dtype].compute;
+    if (size < FEW_LONG || has_matrix) return ff_min(4, 1 + size / (ff_is_byte(points->dtype) ? 32 : 64));
+    return points->dtype == FF_FLOAT32 ? 5 : target->few[points->dtype][compute].block;
 }
 
 int64_t ff_points_small_batch(const ff_points *points) {
-    return few_queries(points, points->dtype == FF_FLOAT64 ? FF_FLOAT64 : FF_FLOAT32);
+    if (!points) return 0;
+    const int64_t wide = few_queries(points, FF_FLOAT64);
+    return points->dtype == FF_FLOAT64 ? wide : ff_max(wide, few_queries(points, FF_FLOAT32));
 }
 
 /* Arithmetic worth one more thread: about 20 microseconds, several times what waking one costs. */
@@ -242,8 +251,7 @@ static const ff_kernel *kernel_for(const ff_points *points, const ff_queries *qu
     if (queries->count <= few_queries(points, compute)) return &target->few[points->dtype][compute];
     /* Matrices hold bytes as they are, in sums long enough for so many dimensions, and what is stored as bfloat16, but not
        its differences from a centre. */
-    const int bytes = points->dtype == FF_UINT8 || points->dtype == FF_INT8;
-    const int exact = bytes ? points->size <= MATRIX_LARGEST : points->centre_is_zero;
+    const int exact = ff_is_byte(points->dtype) ? points->size <= MATRIX_LARGEST : points->centre_is_zero;
     if (narrow && exact && points->matrix && points->matrix[points->dtype].compute) return &points->matrix[points->dtype];
     return &target->batch[points->dtype][compute];
 }
@@ -271,7 +279,7 @@ typedef struct {
 typedef struct {
     ff_job job;
     const ff_kernel *kernel;
-    int64_t chunk, blocks, groups, tasks, units, parts, threads, queue;
+    int64_t chunk, blocks, groups, tasks, units, part, parts, threads, queue;
     atomic_llong next_pack, next_task, next_write;
     turn *turns;
     int slots_each; /* for each thread */
@@ -306,7 +314,7 @@ static void leave_space(char *taken) {
 }
 
 /* Queries of piece number i of `length` each. */
-static int64_t count_of(const evaluation *e, int length, int64_t i) {
+static int64_t count_of(const evaluation *e, int64_t length, int64_t i) {
     return ff_min(length, e->job.queries->count - i * length);
 }
 
@@ -328,7 +336,7 @@ static void merge_early(evaluation *e, int64_t part) {
         int64_t chunk = atomic_load(&at->merged);
         while ((next = atomic_exchange(&at->early[chunk % e->queue], NULL))) {
             const int64_t start = chunk * e->chunk, stop = ff_min(start + e->chunk, e->job.points->count);
-            kernel->merge(&e->job, start, stop, part * kernel->part, count_of(e, kernel->part, part), next->scratch);
+            kernel->merge(&e->job, start, stop, part * e->part, count_of(e, e->part, part), next->scratch);
             atomic_store(&at->merged, ++chunk);
             atomic_fetch_sub(&next->taken, 1);
         }
@@ -340,7 +348,7 @@ static void merge_early(evaluation *e, int64_t part) {
 /* Hand over what a thread has computed of a chunk and a block, and merge what can be. Threads begin with different parts, each
    always with the same, which stay in its cache. */
 static void hand_over(evaluation *e, int64_t chunk, int64_t block, slot *done, int worker) {
-    const int64_t parts = e->kernel->block / e->kernel->part, first = block * parts;
+    const int64_t parts = e->job.block / e->part, first = block * parts;
     const int64_t count = ff_min(parts, e->parts - first), begin = worker * count / e->threads;
     atomic_store(&done->taken, (int)count);
     for (int64_t i = 0; i < count; i++) atomic_store(&e->turns[first + i].early[chunk % e->queue], done);
@@ -365,7 +373,7 @@ static void run_tasks(void *context, int worker) {
             slot *at = free_slot(e, worker);
             if (kernel->begin && at != begun) kernel->begin(&e->job, start, stop, at->scratch);
             begun = at;
-            kernel->compute(&e->job, start, stop, block * kernel->block, count_of(e, kernel->block, block), at->scratch);
+            kernel->compute(&e->job, start, stop, block * e->job.block, count_of(e, e->job.block, block), at->scratch);
             hand_over(e, chunk, block, at, worker);
         }
     }
@@ -374,7 +382,7 @@ static void run_tasks(void *context, int worker) {
 static void run_writing(void *context, int worker) {
     evaluation *e = context;
     for (int64_t part; (part = atomic_fetch_add(&e->next_write, 1)) < e->parts;) {
-        const int64_t query = part * e->kernel->part, count = count_of(e, e->kernel->part, part);
+        const int64_t query = part * e->part, count = count_of(e, e->part, part);
         if (e->kernel->write) e->kernel->write(&e->job, query, count, e->slots[worker * e->slots_each].scratch);
         else
             e->job.points->target->write(&e->job, e->kernel->lanes, query, count);
@@ -414,20 +422,25 @@ int ff_points_moments(const ff_points *points, const ff_queries *queries, const 
     e.job = (ff_job){.points = points,
                      .queries = queries,
                      .result = result,
+                     .block = kernel->block,
                      .want_mean = result->mean || result->combination,
                      .want_spread = result->entropy != NULL,
                      .pointwise = points->data.variance != NULL};
     e.chunk = kernel->chunk(points);
-    e.blocks = ff_ceil_div(queries->count, kernel->block);
     const int64_t chunks = ff_ceil_div(points->count, e.chunk);
     const double turns_of_points = points->data.rotation ? (double)points->size : 1.0;
     const double work = (double)points->count * (double)queries->count * (double)(points->size + 8) * turns_of_points;
     int64_t threads = threads_for(work, num_threads);
+    /* Small sets have few chunks, and then all queries of a batch would be one task of each: of 4,000 points in 8
+       dimensions, 64 queries took twice as long with 16 threads as in 16 dimensions, which have more chunks. */
+    while (e.job.block > kernel->panel && chunks * ff_ceil_div(queries->count, e.job.block) < threads) e.job.block /= 2;
+    e.blocks = ff_ceil_div(queries->count, e.job.block);
     /* Four tasks for each thread even out their lengths; a chunk is cut by queries only where that gives them. */
     e.groups = ff_max(1, ff_min(e.blocks, threads == 1 ? 1 : ff_ceil_div(4 * threads, chunks)));
     e.tasks = chunks * e.groups;
     e.units = ff_ceil_div(queries->count, kernel->unit);
-    e.parts = ff_ceil_div(queries->count, kernel->part);
+    e.part = ff_min(kernel->part, e.job.block);
+    e.parts = ff_ceil_div(queries->count, e.part);
     e.threads = threads = ff_min(threads, e.tasks);
     const int64_t padded = ff_ceil_div(queries->count, kernel->lanes) * kernel->lanes;
     const size_t scalars = ff_aligned((size_t)padded * sizeof(double));

@@ -52,6 +52,8 @@ struct ff_points {
     const ff_kernel *matrix;        /* what it adds, by storage type; or NULL */
 };
 
+static inline int ff_is_byte(ff_dtype dtype) { return dtype == FF_UINT8 || dtype == FF_INT8; }
+
 /* Which row of the data a point is. */
 static inline int64_t ff_place(const ff_points *points, int64_t point) {
     return points->data.index ? points->data.index[point] : point;
@@ -73,6 +75,7 @@ typedef struct {
     const ff_moments *result;
     void *packed;
     ff_state state;
+    int64_t block; /* queries in a block: the kernel's, or fewer where that would be too few tasks */
     int want_mean, want_spread, pointwise;
 } ff_job;
 
@@ -91,9 +94,10 @@ static inline int64_t ff_rows(const ff_job *job) {
    Chunks depend on the points alone, and a query's result does not depend on the queries beside it. */
 struct ff_kernel {
     int lanes;       /* queries in a panel of the state */
-    int block;       /* queries handled together, a multiple of lanes */
+    int block;       /* queries handled together at most: a panel, or some power of two times that */
+    int panel;       /* queries handled together at least, a multiple of lanes */
     int unit;        /* queries packed together: divides the block */
-    int part;        /* queries merged together, and written together: a multiple of lanes that divides the unit */
+    int part;        /* queries merged together, and written together: a multiple of lanes; the block, or divides the unit */
     int64_t (*chunk)(const ff_points *points);
     size_t (*state_values)(const ff_job *job); /* values of `sum` for each query */
     size_t (*packed_bytes)(const ff_job *job);

@@ -381,14 +381,15 @@ def covariance(name: str, value: Any, size: int, count: int | None) -> np.ndarra
     return 0.5 * (matrices + mirrored)
 
 
-def whole_numbers(name: str, value: Any, shape: tuple[int, ...] | None = None) -> np.ndarray:
-    """Whole numbers as an int64 array of the given shape (any one-dimensional array where it is None)."""
+def whole_numbers(name: str, value: Any, shape: tuple[int, ...] | None = None, accepted: str = "") -> np.ndarray:
+    """Whole numbers as an int64 array of the given shape (any one-dimensional array where it is None); `accepted` says
+    what else the caller takes."""
     array = any_array(name, value)
     if array.dtype.kind not in "iu" and array.size:
         raise TypeError(f"{name} has dtype {array.dtype}; accepted are whole numbers")
     if (array.ndim != 1) if shape is None else (array.shape != shape):
-        accepted = "(n,)" if shape is None else str(shape)
-        raise ValueError(f"{name} has shape {array.shape}; accepted is {accepted}")
+        shapes = "(n,)" if shape is None else str(shape)
+        raise ValueError(f"{name} has shape {array.shape}; accepted is {accepted}{shapes}")
     if array.dtype.kind == "u" and array.size and int(array.max()) > np.iinfo(np.int64).max:
         raise ValueError(f"{name} holds {int(array.max())}; accepted are whole numbers of 64 bits with a sign")
     return np.asarray(array, dtype=np.int64, order="C")  # not `ascontiguousarray`, which makes a number a vector

@@ -355,7 +355,9 @@ class VelocityField:
             num_threads: threads of this call, 1 to 1024; None: as the field was told (see also `fastflow.threads`).
 
         Returns:
-            dict from name to array, each as the method of that name returns it.
+            dict from name to array, each as the method of that name returns it. A query's results do not depend on the
+            queries beside it, bit for bit; but batches of up to six queries may be computed in another way than larger
+            ones, with results that differ by rounding.
         """
         options = {"label": label, "subset": subset, "exclude": exclude, "guidance": guidance}
         return self._evaluate(x, t, quantities, num_threads=num_threads, **options)

@@ -124,6 +124,12 @@ def merge(parts: Iterable[Moments]) -> Moments:
         return _merge(parts)
 
 
+def _in_order(values: np.ndarray) -> np.ndarray:
+    """The sum over the first axis, one after the other: NumPy's own order depends on how long the others are, so that a
+    query's would depend on how many there are."""
+    return np.add.accumulate(values, axis=0)[-1]
+
+
 def _merge(parts: list[Moments]) -> Moments:
     logs = np.stack([np.asarray(part.log_total, dtype=np.float64) for part in parts])
     largest = logs.max(axis=0)
@@ -139,8 +145,8 @@ def _merge(parts: list[Moments]) -> Moments:
         by_mass = np.exp(tied - heaviest)
         shares = np.where(at_limit, by_mass, shares)
         limit["distance"] = np.where(at_limit, distance, 0.0)
-        limit["tied"] = np.where(at_limit, heaviest + np.log(shares.sum(axis=0)), -np.inf)
-    total = shares.sum(axis=0)
+        limit["tied"] = np.where(at_limit, heaviest + np.log(_in_order(shares)), -np.inf)
+    total = _in_order(shares)
     shares /= total
 
     def average(values: list[np.ndarray]) -> np.ndarray:

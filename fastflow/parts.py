@@ -234,7 +234,7 @@ class Parts:
         if self.labels is None:
             raise ValueError("label is given, but the field was made without labels; accepted is None")
         labels = _arrays.any_array("label", label)
-        labels = _arrays.whole_numbers("label", label, () if labels.ndim == 0 else (count,))
+        labels = _arrays.whole_numbers("label", label, () if labels.ndim == 0 else (count,), "a number or ")
         unknown = ~np.isin(labels, self.known)
         if unknown.any():
             known = ", ".join(str(v) for v in self.known[:20]) + (", ..." if len(self.known) > 20 else "")
@@ -248,7 +248,11 @@ class Parts:
                 raise ValueError(f"subset has shape {array.shape}; accepted is a mask ({self.count},) or indices")
             index = np.flatnonzero(array)
         else:
-            index = np.unique(self._indices("subset", _arrays.whole_numbers("subset", array)))
+            index = np.unique(
+                self._indices(
+                    "subset", _arrays.whole_numbers("subset", array, accepted=f"a mask ({self.count},) or indices ")
+                )
+            )
             if len(index) < array.size:
                 raise ValueError("subset names a point twice; accepted are different indices")
         if not len(index):
@@ -259,7 +263,7 @@ class Parts:
         if exclude is None:
             return None
         array = _arrays.any_array("exclude", exclude)
-        index = _arrays.whole_numbers("exclude", array, () if array.ndim == 0 else (count,))
+        index = _arrays.whole_numbers("exclude", array, () if array.ndim == 0 else (count,), "a number or ")
         return np.ascontiguousarray(np.broadcast_to(self._indices("exclude", index), (count,)))
 
     def _indices(self, name: str, index: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ from .path import SINGULAR_VARIANCE, Pair, Path
 _ON_POINT = 1e30
 
 
-_FLOAT32_LARGEST = float(np.finfo(np.float32).max)
+_FLOAT32_LARGEST, _FLOAT32_SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
 
 
 class Quantity(NamedTuple):
@@ -118,14 +118,18 @@ def _is_used(factor: Any) -> bool:
 
 
 def _times(value: Any, moments: np.ndarray) -> np.ndarray:
-    """A per-query coefficient times (B, D) moments, in their dtype. Where that is too narrow for the coefficient the
-    product, which need not be, is formed in float64."""
+    """A per-query coefficient times (B, D) moments, in their dtype. Where that is too narrow for a query's coefficient
+    the product, which need not be, is formed in float64."""
     if moments.dtype == np.float32:
-        largest = abs(value) if isinstance(value, float) else np.abs(value).max(initial=0.0)
-        if _FLOAT32_LARGEST < largest < math.inf:
-            with np.errstate(over="ignore"):  # what is beyond float32 even so is infinite
+        size = np.abs(value)
+        beyond = ((size > _FLOAT32_LARGEST) & (size < math.inf)) | ((size < _FLOAT32_SMALLEST) & (size > 0.0))
+        if beyond.any():
+            with np.errstate(over="ignore", under="ignore"):  # what is beyond float32 even so is infinite, or zero
                 wide = moments.astype(np.float64)
-                return (wide * _factor(value, wide)).astype(np.float32)
+                product = (wide * _factor(value, wide)).astype(np.float32)
+                return (
+                    product if beyond.all() else np.where(beyond[:, None], product, moments * _factor(value, moments))
+                )
     return moments * _factor(value, moments)
 
 

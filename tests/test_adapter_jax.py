@@ -204,10 +204,12 @@ def test_vmap_is_one_call(route):
     np.testing.assert_array_equal(jax.vmap(function)(X, TIMES), expected)
     np.testing.assert_array_equal(jax.jit(jax.vmap(function, (2, 0)))(np.moveaxis(X, 0, 2), TIMES), expected)
     grid = jax.vmap(jax.vmap(function, (0, None)), (None, 0))(X, TIMES)  # every x with every t
-    np.testing.assert_array_equal(grid, np.stack([field(X, t) for t in TIMES]))
-    np.testing.assert_array_equal(jax.vmap(function, (None, 0))(X, TIMES), np.stack([field(X, t) for t in TIMES]))
+    pairs = field(np.concatenate([X] * len(TIMES)), np.repeat(TIMES, len(X))).reshape(len(TIMES), *X.shape)
+    np.testing.assert_array_equal(grid, pairs)
+    np.testing.assert_array_equal(jax.vmap(function, (None, 0))(X, TIMES), pairs)
     batches = jax.vmap(function, (0, None))(np.stack([X, U]), TIMES)
-    np.testing.assert_array_equal(batches, np.stack([field(X, TIMES), field(U, TIMES)]))
+    both = field(np.concatenate([X, U]), np.concatenate([TIMES, TIMES])).reshape(2, *X.shape)
+    np.testing.assert_array_equal(batches, both)
     assert str(jax.make_jaxpr(jax.vmap(jax.vmap(function, (0, None)), (None, 0)))(X, TIMES)).count("fastflow") == 1
 
 

@@ -51,8 +51,8 @@ static const double BATCH_OTHERS = 0.25, BATCH_DOUBT = 1.0;
 static inline int batch_sits(double own, double others) { return own <= 4.0 * others * others * (own + 20.0); }
 
 /* clang-format off */
-#define BATCH(s, t) {OF(STATE_LANES, s##_##t), BATCH_PANELS * OF(LANES, t), OF(PACKED, s##_##t), OF(MERGED, s##_##t), \
-                     batch_chunk, sum_values, OF(batch_packed_bytes, s##_##t), OF(batch_scratch_bytes, s##_##t), \
+#define BATCH(s, t) {OF(STATE_LANES, s##_##t), BATCH_PANELS * OF(LANES, t), OF(LANES, t), OF(PACKED, s##_##t), \
+                     OF(MERGED, s##_##t), batch_chunk, sum_values, OF(batch_packed_bytes, s##_##t), OF(batch_scratch_bytes, s##_##t), \
                      OF(batch_pack, s##_##t), NULL, OF(batch_compute, s##_##t), OF(batch_merge, s##_##t), NULL}
 /* clang-format on */
 #endif
@@ -330,31 +330,35 @@ static void NAME_ST(batch_take_heavy)(const ff_job *job, NAME_ST(batch_scratch) 
             NAME_ST(batch_sit)(job, s, records + lane, query + lane, start, points, weight + lane, partials + lane, kept + lane);
 }
 
-/* From dot products to logits, a column of each lane: logit = scale * a + base; and the largest a. */
-static void NAME_ST(batch_logits)(NAME_ST(batch_scratch) * s, const treatment *records, int64_t points, FF_TT *logit,
-                                  double *largest) {
+/* From dot products to logits, a column of each lane: logit = scale * a + base; and the largest a. The last
+   argument is a constant in the calls. */
+static inline __attribute__((always_inline)) void NAME_ST(batch_logits)(const NAME_ST(batch_scratch) * s,
+                                                                         const treatment *records, int64_t points,
+                                                                         FF_TT *logit, double *largest, int halves) {
     enum { L = LANES / 2 };
     FF_TT square[LANES], per_scale[LANES], most[LANES];
     for (int lane = 0; lane < LANES; lane++) {
         square[lane] = (FF_TT)records[lane].square;
         per_scale[lane] = (FF_TT)(1.0 / records[lane].scale);
+        most[lane] = (FF_TT)FF_DEAD_T;
     }
-    const TV h0 = T(load)(square), h1 = T(load)(square + L);
-    const TV c0 = T(load)(per_scale), c1 = T(load)(per_scale + L);
-    TV m0 = T(set1)((FF_TT)FF_DEAD_T), m1 = m0;
+    TV factor[2], unit[2], m[2];
+    FOR_PAIR {
+        factor[h] = T(load)(square + h * L);
+        unit[h] = T(load)(per_scale + h * L);
+        m[h] = T(load)(most + h * L);
+    }
     for (int64_t j = 0; j < points; j++) {
-        FF_TT *row = logit + j * LANES;
         const TV n = T(set1)(s->square[j]), mass = T(set1)(s->log_mass[j]);
-        TV a0 = T(fma)(c0, mass, T(fnma)(h0, n, T(load)(row)));
-        TV a1 = T(fma)(c1, mass, T(fnma)(h1, n, T(load)(row + L)));
-        if (s->log_mass[j] <= (FF_TT)FF_DEAD_T) a0 = a1 = mass; /* no mass: below everything at any scale */
-        T(store)(row, a0);
-        T(store)(row + L, a1);
-        m0 = T(max)(m0, a0);
-        m1 = T(max)(m1, a1);
+        FOR_PAIR {
+            FF_TT *at = logit + j * LANES + h * L;
+            TV a = T(fma)(unit[h], mass, T(fnma)(factor[h], n, T(load)(at)));
+            if (s->log_mass[j] <= (FF_TT)FF_DEAD_T) a = mass; /* no mass: below everything at any scale */
+            T(store)(at, a);
+            m[h] = T(max)(m[h], a);
+        }
     }
-    T(store)(most, m0);
-    T(store)(most + L, m1);
+    FOR_PAIR T(store)(most + h * L, m[h]);
     for (int lane = 0; lane < LANES; lane++) largest[lane] = (double)most[lane];
 }
 
@@ -492,45 +496,40 @@ static void NAME_ST(batch_leave_out)(const ff_job *job, const NAME_ST(batch_scra
 }
 
 /* Weights of the smooth lanes from their logits, in sums of 32 rows at a time, so that the sum of a chunk rounds like a
-   short one. */
-static void NAME_ST(batch_weights)(const ff_job *job, const NAME_ST(batch_scratch) * s, int64_t points, FF_TT *logit,
-                                   const double *largest, double *total, double *first, double *second, double *gain) {
+   short one. The last argument is a constant in the calls. */
+static inline __attribute__((always_inline)) void NAME_ST(batch_weights)(const ff_job *job, const NAME_ST(batch_scratch) * s,
+                                                                          int64_t points, FF_TT *logit,
+                                                                          const double *largest, double *total,
+                                                                          double *first, double *second, double *gain,
+                                                                          int halves) {
     enum { L = LANES / 2 };
     FF_TT most[LANES];
     for (int lane = 0; lane < LANES; lane++) {
         most[lane] = (FF_TT)largest[lane];
         total[lane] = first[lane] = second[lane] = 0.0;
     }
-    const TV m0 = T(load)(most), m1 = T(load)(most + L);
+    TV m[2];
+    FOR_PAIR m[h] = T(load)(most + h * L);
     for (int64_t from = 0; from < points; from += 32) {
-        TV total0 = T(set1)(0), total1 = total0, first0 = total0, first1 = total0, second0 = total0, second1 = total0;
+        TV part[3][2];
+        FOR_PAIR part[0][h] = part[1][h] = part[2][h] = T(set1)(0);
         for (int64_t j = from; j < ff_min(from + 32, points); j++) {
             FF_TT *row = logit + j * LANES;
-            TV below0, below1;
-            if (job->pointwise) {
-                below0 = T(below)(s->wide + j * LANES, largest);
-                below1 = T(below)(s->wide + j * LANES + L, largest + L);
-            } else {
-                below0 = T(sub)(T(load)(row), m0);
-                below1 = T(sub)(T(load)(row + L), m1);
-            }
-            const TV p0 = T(exp)(below0), p1 = T(exp)(below1);
-            T(store)(row, p0);
-            T(store)(row + L, p1);
-            total0 = T(add)(total0, p0);
-            total1 = T(add)(total1, p1);
-            if (job->want_spread) {
-                first0 = T(fma)(p0, below0, first0);
-                first1 = T(fma)(p1, below1, first1);
-                second0 = T(fma)(p0, p0, second0);
-                second1 = T(fma)(p1, p1, second1);
+            TV below[2];
+            FOR_PAIR below[h] = job->pointwise ? T(below)(s->wide + j * LANES + h * L, largest + h * L)
+                                               : T(sub)(T(load)(row + h * L), m[h]);
+            FOR_PAIR {
+                const TV p = T(exp)(below[h]);
+                T(store)(row + h * L, p);
+                part[0][h] = T(add)(part[0][h], p);
+                if (!job->want_spread) continue;
+                part[1][h] = T(fma)(p, below[h], part[1][h]);
+                part[2][h] = T(fma)(p, p, part[2][h]);
             }
         }
         FF_TT sums[3][LANES];
-        T(store)(sums[0], total0), T(store)(sums[0] + L, total1);
-        T(store)(sums[1], first0), T(store)(sums[1] + L, first1);
-        T(store)(sums[2], second0), T(store)(sums[2] + L, second1);
-        for (int lane = 0; lane < LANES; lane++) {
+        for (int i = 0; i < 3; i++) FOR_PAIR T(store)(sums[i] + h * L, part[i][h]);
+        for (int lane = 0; lane < halves * L; lane++) {
             total[lane] += sums[0][lane];
             first[lane] += sums[1][lane];
             second[lane] += sums[2][lane];
@@ -558,10 +557,12 @@ static void NAME_ST(batch_weigh)(const ff_job *job, NAME_ST(batch_scratch) * s, 
     FF_TT *logit = s->logit + panel * BATCH_TILE * LANES;
     partial *partials = s->partials + panel * LANES;
     double *gain = job->pointwise ? s->gain_total + panel * LANES : NULL;
-    double largest[LANES], total[LANES], first[LANES], second[LANES];
+    const int halves = lanes > LANES / 2 ? 2 : 1;
+    double largest[LANES] = {0}, total[LANES], first[LANES], second[LANES];
     double lack[LANES] = {0};
     if (job->pointwise) NAME_ST(batch_panel_logits)(job, s, records, start, points, logit, largest, lack);
-    else NAME_ST(batch_logits)(s, records, points, logit, largest);
+    else if (halves == 1) NAME_ST(batch_logits)(s, records, points, logit, largest, 1);
+    else NAME_ST(batch_logits)(s, records, points, logit, largest, 2);
     NAME_ST(batch_leave_out)(job, s, start, points, query + panel * LANES, lanes, logit, largest);
 
     int sharp = 0;
@@ -583,7 +584,8 @@ static void NAME_ST(batch_weigh)(const ff_job *job, NAME_ST(batch_scratch) * s, 
     if (sharp == LANES) return;
 
     double gains[LANES];
-    NAME_ST(batch_weights)(job, s, points, logit, largest, total, first, second, gains);
+    if (halves == 1) NAME_ST(batch_weights)(job, s, points, logit, largest, total, first, second, gains, 1);
+    else NAME_ST(batch_weights)(job, s, points, logit, largest, total, first, second, gains, 2);
     for (int lane = 0; lane < lanes; lane++) {
         const treatment *b = records + lane;
         if (b->sharp) continue;
@@ -649,7 +651,7 @@ static void NAME_ST(batch_compute)(const ff_job *job, int64_t start, int64_t sto
     NAME_ST(batch_lay_out)(job->points, s, scratch);
     for (int64_t i = 0; i < BLOCK; i++)
         s->kept[i] = (batch_kept){0, s->kept_index + i * BATCH_TILE, s->kept_weight + i * BATCH_TILE};
-    /* Halves of panels that have queries: all else of a panel costs little beside products. */
+    /* Halves of panels that have queries. */
     const int64_t halves = ff_ceil_div(count, LANES / 2), panels = ff_ceil_div(halves, 2), most = batch_tile(stop - start);
     const void *queries = NAME_ST(batch_panel)(job, query / LANES);
     for (int64_t first = start; first < stop; first += most) {
@@ -681,7 +683,7 @@ static void NAME_ST(batch_merge)(const ff_job *job, int64_t start, int64_t stop,
     const ff_points *points = job->points;
     enum { S = NAME_ST(STATE_LANES) };
     const int64_t size = points->size, rows = ff_rows(job);
-    const int64_t at = query % BLOCK, panel = at / LANES; /* in the block */
+    const int64_t at = query % job->block, panel = at / LANES; /* in the block */
     const int is_first = start == 0;
     const treatment *records = (const treatment *)job->packed + query;
     double keep[LANES] = {0}, add[LANES] = {0}, smooth_add[LANES] = {0};

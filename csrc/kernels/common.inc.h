@@ -65,6 +65,9 @@ static inline const double *centre_f64(const ff_points *points) { return points-
    them stay in the first-level cache (of 32 KB) while the points stream through. */
 enum { FF_SEGMENT = 1024 };
 
+/* For each vector of a panel that has queries: `halves` of its two, a constant. */
+#define FOR_PAIR FF_UNROLL for (int h = 0; h < halves; h++)
+
 /* One query's numbers: logit_j = log C_j - precision d_j + base, short of -(size/2) log variance, where
    d_j = sum_k (beta mu'_jk - near_k) (beta mu'_jk - far_k) for e the query's offset from the centre, and beta is that of
    the path times the scale of the data: mu' is in units of what is stored.

@@ -8,7 +8,7 @@
 #ifndef FF_FEW
 #define FF_FEW
 enum {
-    FEW_QUERIES = 4, /* at most: see FEW_DIMENSIONS in ff_driver.c */
+    FEW_QUERIES = 6, /* at most: see few_queries in ff_driver.c */
     FEW_CHUNK = 256, /* points, of a chunk and at most of a strip: longer sums in the compute type would round too much */
     /* Whole numbers do not, and the longer a chunk of bytes, the fewer of its weights have two digits: FEW_LONG_CHUNK points,
        if that leaves FEW_CHUNKS chunks to share out. */
@@ -77,7 +77,7 @@ static inline int few_is_whole(int64_t size) { return size >= FEW_BYTES; }
 static int64_t few_chunk(const ff_points *points) {
     int is_whole = 0;
 #ifdef WHOLE_NUMBERS
-    is_whole = (points->dtype == FF_UINT8 || points->dtype == FF_INT8) && few_is_whole(points->size);
+    is_whole = ff_is_byte(points->dtype) && few_is_whole(points->size);
 #endif
     const int64_t shared_out = points->count / FEW_CHUNKS / FEW_CHUNK * FEW_CHUNK;
     return is_whole ? ff_max(FEW_CHUNK, ff_min(FEW_LONG_CHUNK, shared_out)) : FEW_CHUNK;

@@ -665,7 +665,7 @@ static void general_merge(const ff_job *job, int64_t start, int64_t stop, int64_
     general_scratch *s = scratch;
     const general_plan plan = general_planned(job);
     const size_t values = general_values(job);
-    const int64_t at = query % (GENERAL_PANELS * GL); /* in the block */
+    const int64_t at = query % job->block;
     double keep[GL], add[GL], *to = job->state.sum + (size_t)query * values, *from = s->values + (size_t)at * values;
     for (int lane = 0; lane < GL; lane++) {
         keep[lane] = 1.0, add[lane] = 0.0;
@@ -761,12 +761,16 @@ static void NAME_S(general_begin)(const ff_job *job, int64_t start, int64_t stop
         return;
     }
     const ff_queries *queries = job->queries;
-    for (int64_t j = 0; j < count; j++) {
-        s->own[j] = plan.pointwise ? data->variance[start + j] : 0.0;
-        if (queries->stride != 0) continue;
-        const double variance = queries->variance[0] + (plan.pointwise ? queries->slope[0] * s->own[j] : 0.0);
-        s->inverse[j] = 1.0 / variance;
-        s->determinant[j] = 0.5 * (double)size * log(variance);
+    for (int64_t j = 0; j < ff_ceil_div(count, GH) * GH; j++) /* there is room for whole vectors, as rows fill cache lines */
+        s->own[j] = plan.pointwise ? data->variance[start + ff_min(j, count - 1)] : 0.0;
+    if (queries->stride != 0) return;
+    /* By the operations of general_scalar_logits, so that a query at a time of its own gets the same. */
+    const f64v variance = f64_set1(queries->variance[0]), whole = f64_set1(0.5 * (double)size);
+    const f64v slope = f64_set1(plan.pointwise ? queries->slope[0] : 0.0);
+    for (int64_t j = 0; j < count; j += GH) {
+        const f64v component = f64_fma(slope, f64_load(s->own + j), variance);
+        f64_store(s->inverse + j, f64_div(f64_set1(1.0), component));
+        f64_store(s->determinant + j, f64_mul(whole, f64_log(component)));
     }
 }
 

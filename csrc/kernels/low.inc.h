@@ -199,13 +199,13 @@ static inline __attribute__((always_inline)) void low_run_halves(low_scratch *s,
                                                                  int spread, int pointwise, int halves) {
 #define LOW_PANEL(size, far, narrow, spread, pointwise) \
     low_panel(s, from, points, sum, partials, lanes, size, far, narrow, spread, pointwise, halves)
-#define LOW_CASE(n)                                       \
-    if (size == n && !far && !spread) {                   \
+#define LOW_CASE(n)                                        \
+    if (size == n && !far && !spread) {                    \
         if (pointwise && narrow) LOW_PANEL(n, 0, 1, 0, 1); \
-        else if (pointwise) LOW_PANEL(n, 0, 0, 0, 1);     \
-        else if (narrow) LOW_PANEL(n, 0, 1, 0, 0);        \
-        else LOW_PANEL(n, 0, 0, 0, 0);                    \
-        return;                                           \
+        else if (pointwise) LOW_PANEL(n, 0, 0, 0, 1);      \
+        else if (narrow) LOW_PANEL(n, 0, 1, 0, 0);         \
+        else LOW_PANEL(n, 0, 0, 0, 0);                     \
+        return;                                            \
     }
     LOW_CASE(1)
     LOW_CASE(2)
@@ -361,11 +361,12 @@ static void low_merge(const ff_job *job, int64_t start, int64_t stop, int64_t qu
     (void)stop;
     low_scratch *s = scratch;
     const int64_t rows = ff_rows(job);
+    const int64_t first = query % job->block; /* in the block */
     for (int64_t q = 0; q < count; q++) {
         double keep, add;
-        merge_scalars(&job->state, query + q, s->partials + q, start == 0, &keep, &add);
-        const double *from = low_sums(s, q, rows);
-        double *to = job->state.sum + query / FF_LOW_LANES * rows * FF_LOW_LANES + (from - s->sum);
+        merge_scalars(&job->state, query + q, s->partials + first + q, start == 0, &keep, &add);
+        const double *from = low_sums(s, first + q, rows);
+        double *to = job->state.sum + query / FF_LOW_LANES * rows * FF_LOW_LANES + (from - low_sums(s, first, rows));
         for (int64_t k = 0; k < rows * FF_LOW_LANES; k += FF_LOW_LANES)
             to[k] = (start == 0 ? 0.0 : keep * to[k]) + add * from[k];
     }

@@ -4,10 +4,11 @@
 #ifndef FF_LOW_FEW
 #define FF_LOW_FEW
 enum {
-    /* So many take as long as half a panel of the kernel for many: of 10,000 points in 2, 3, 5, 8 and 10 dimensions and float32
-       queries, one thread of Zen 5, 5, 6, 8, 5 and 5 by AVX-512, whose vectors are of 8, and by AVX2, whose are of 4, 3, 3.5,
-       4, 2.5 and 3. */
-    LOW_FEW_QUERIES = F64_LANES / 2 + 1,
+    /* So many take as long as half a panel of the kernel for many: of 10,000 points in 2, 3, 5, 8 and 10 dimensions and
+       float32 queries at t = 0.1, one thread of Zen 5, 5, 6, 8, 5 and 5 by AVX-512, whose vectors are of 8, and by AVX2,
+       whose are of 4, 3, 3.5, 4, 2.5 and 3. Up to half as many again at t = 0.3, where a batch may need half a panel of each
+       of two kinds. */
+    LOW_FEW_QUERIES = F64_LANES < 5 ? F64_LANES : 5,
     LOW_FEW_CHUNK = 512 /* points: their columns stay in the first-level cache at size 2 */
 };
 static int64_t low_few_chunk(const ff_points *points) {

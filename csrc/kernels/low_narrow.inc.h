@@ -134,8 +134,6 @@ static void low_narrow_query(const ff_job *job, low_narrow *s, const low_narrow_
     for (int64_t k = 0; k < size; k++) s->sum[k * NARROW_LANES + lane] = s->gained[k * NARROW_LANES + lane] = 0.0;
 }
 
-/* The vectors of a panel that have queries: `halves`, a constant. */
-#define FOR_PAIR FF_UNROLL for (int h = 0; h < halves; h++)
 #define PAIR_LOAD(p, h) f32_load((p) + (h) * F32_LANES)
 
 /* x^(size/2) for 0 < x <= 1; `two` tells as a constant that size is 2 */

@@ -1,5 +1,5 @@
-/* The register-blocked product of all kernels whose lanes hold queries: two vectors of queries against FF_TALL points, or
-   dimensions. Included once for each compute type FF_T. */
+/* The register-blocked product of all kernels whose lanes hold queries: two vectors of queries against FF_TALL points or
+   dimensions, or one vector against FF_LONE. Included once for each compute type FF_T. */
 
 #ifndef FF_MULTIPLY
 #define FF_MULTIPLY
@@ -84,12 +84,12 @@ static inline __attribute__((always_inline)) void NAME_T(multiply_vectors)(const
 }
 
 /* out[i][lane] = sum over steps of y[row i, step] q[step][lane], or that added to out, for `count` rows i, or up to
-   FF_ROWS - 1 more. If there is but one vector of queries, the lanes of the other are idle, and get zero. Unless `ahead`
-   is NULL, some of it is fetched meanwhile. */
+   FF_ROWS - 1 more. If there are queries in the first half of the lanes alone, the others get zero, or are left as they are.
+   Unless `ahead` is NULL, some of it is fetched meanwhile. */
 static inline __attribute__((always_inline)) void NAME_T(multiply)(const FF_TT *y, ff_stride of_rows, ff_stride of_steps,
                                                                      const FF_TT *q, int64_t steps, FF_TT *out, int add,
-                                                                     int64_t count, int64_t vectors, ff_ahead *ahead) {
-    if (vectors == 1) NAME_T(multiply_vectors)(y, of_rows, of_steps, q, steps, out, add, count, 1, ahead);
+                                                                     int64_t count, int64_t halves, ff_ahead *ahead) {
+    if (halves == 1) NAME_T(multiply_vectors)(y, of_rows, of_steps, q, steps, out, add, count, 1, ahead);
     else NAME_T(multiply_vectors)(y, of_rows, of_steps, q, steps, out, add, count, 2, ahead);
 }
 

@@ -275,10 +275,10 @@ static void NAME_ST(batch_sums)(const ff_points *points, int64_t start, int64_t 
         for (int64_t panel = 0; 2 * panel < halves; panel++) {
             if (!computed[panel]) continue;
             const unsigned char *const own = pieces + panel * 2 * steps * PIECES * MATRIX_BYTES;
-            const unsigned char *const halves[2] = {own, own + steps * PIECES * MATRIX_BYTES};
+            const unsigned char *const both[2] = {own, own + steps * PIECES * MATRIX_BYTES};
             float *to = NAME_ST(batch_panel_sums)(sums, points->size, panel) + from;
             for (int64_t k = 0; k < width; k += DEPTH / 2) {
-                NAME_S(multiply_bytes)(tile + k * steps * DEPTH, halves, steps, NULL, products, 1);
+                NAME_S(multiply_bytes)(tile + k * steps * DEPTH, both, steps, NULL, products, 1);
                 for (int i = 0; i < 4; i++) {
                     const int half = i / 2, block = i % 2;
                     const int64_t first = k / DEPTH * DEPTH + (k % DEPTH / 32 * 2 + block) * 4; /* of the block's dimensions */

@@ -87,7 +87,7 @@ static void NAME_ST(batch_dots)(const ff_points *points, int64_t start, int64_t 
             NAME_T(multiply)(tile, batch_points, batch_dimensions,
                              (const FF_TT *)queries + (panel * batch_padded(size) + from) * LANES,
                              ff_min(BATCH_SLICE, size - from), logit + panel * BATCH_TILE * LANES, from > 0, count,
-                             halves - 2 * panel, ahead);
+                             ff_min(2, halves - 2 * panel), ahead);
 }
 
 /* Where the sums of a panel begin: [k][lane]. */
@@ -106,7 +106,7 @@ static void NAME_ST(batch_sums)(const ff_points *points, int64_t start, int64_t 
             if (computed[panel])
                 NAME_T(multiply)(tile, batch_dimensions, batch_points, weights + panel * BATCH_TILE * LANES, count,
                                  NAME_ST(batch_panel_sums)(sums, size, panel) + from * LANES, add,
-                                 ff_min(BATCH_SLICE, size - from), halves - 2 * panel, ahead);
+                                 ff_min(BATCH_SLICE, size - from), ff_min(2, halves - 2 * panel), ahead);
 }
 
 /* Sums of a panel times a factor of each lane. */

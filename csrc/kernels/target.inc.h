@@ -23,13 +23,13 @@
 #include "matrix_storages.inc.h"
 
 /* clang-format off */
-#define LOW(s) {FF_LOW_LANES, LOW_BLOCK, LOW_BLOCK, LOW_BLOCK, low_chunk, sum_values, low_packed_bytes, low_scratch_bytes, \
-                NULL, OF(low_begin, s), low_compute, low_merge, NULL}
-#define LOW_FEW(s) {1, LOW_FEW_QUERIES, LOW_FEW_QUERIES, LOW_FEW_QUERIES, low_few_chunk, sum_values, low_packed_bytes, \
-                    low_few_scratch_bytes, NULL, OF(low_few_begin, s), low_few_compute, low_few_merge, NULL}
-#define FEW(s, t) {1, FEW_QUERIES, FEW_QUERIES, FEW_QUERIES, few_chunk, sum_values, few_packed_bytes, few_scratch_bytes, \
-                   OF(few_pack, s##_##t), NULL, OF(few_compute, s##_##t), few_merge, NULL}
-#define GENERAL(s) {GL, GENERAL_PANELS * GL, GL, GL, general_chunk, general_values, general_packed_bytes, \
+#define LOW(s) {FF_LOW_LANES, LOW_BLOCK, NARROW_LANES, LOW_BLOCK, LOW_BLOCK, low_chunk, sum_values, \
+                low_packed_bytes, low_scratch_bytes, NULL, OF(low_begin, s), low_compute, low_merge, NULL}
+#define LOW_FEW(s) {1, LOW_FEW_QUERIES, LOW_FEW_QUERIES, LOW_FEW_QUERIES, LOW_FEW_QUERIES, low_few_chunk, sum_values, \
+                    low_packed_bytes, low_few_scratch_bytes, NULL, OF(low_few_begin, s), low_few_compute, low_few_merge, NULL}
+#define FEW(s, t) {1, FEW_QUERIES, FEW_QUERIES, FEW_QUERIES, FEW_QUERIES, few_chunk, sum_values, few_packed_bytes, \
+                   few_scratch_bytes, OF(few_pack, s##_##t), NULL, OF(few_compute, s##_##t), few_merge, NULL}
+#define GENERAL(s) {GL, GENERAL_PANELS * GL, GL, GL, GL, general_chunk, general_values, general_packed_bytes, \
                     general_scratch_bytes, general_pack, OF(general_begin, s), general_compute, general_merge, \
                     general_write}
 

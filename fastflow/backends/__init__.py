@@ -110,8 +110,8 @@ class Prepared(Protocol):
     same holds for each direction of Q_j where they differ.
 
     Attributes:
-        small_batch: batches of up to this many queries may be served by another kernel than larger ones, and differ
-            from them by rounding; 0 if there is none.
+        small_batch: batches of up to this many queries may be served by another kernel than others, and differ from
+            them by rounding; 0 if there is none.
     """
 
     @property

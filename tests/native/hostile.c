@@ -71,6 +71,7 @@ static void bad_handles(const ff_data good) {
     REFUSED(ff_points_create(&made, (bad = good, bad.scale = NAN, &bad), 0, 1));
     CHECK(made == NULL);
     ff_points_destroy(NULL);
+    CHECK(ff_points_small_batch(NULL) == 0);
 }
 
 static void bad_paths(void) {
