@@ -66,13 +66,20 @@ class Sweep:
 
 # Kernels change where few queries become many, and take queries in vectors of up to 32.
 _BATCHES = (1, 2, 3, 4, 5, 6, 8, 9, 12, 16, 17, 24, 32, 33, 64, 65, 128, 256)
-# What varies over which sizes (in short mode up to the second number), with (N, d, B) where it is None.
+# What varies over which sizes (in short mode up to the second number), with (N, d, B), None for it, and the storage.
 _SWEEPS = (
-    ("N", tuple(1_000 * 2**k for k in range(8)), 4_000, (None, 256, 64)),
-    ("N", tuple(1_000 * 2**k for k in range(8)), 4_000, (None, 256, 1)),
-    ("d", (4, 8, 16, 17, 24, 32, 48, 64, 96, 128, 256, 512, 784, 1_024, 2_048, 3_072), 128, (4_000, None, 64)),
-    ("B", _BATCHES, 16, (4_000, 256, None)),
-    ("B", _BATCHES, 16, (60_000, 3, None)),
+    ("N", tuple(1_000 * 2**k for k in range(8)), 4_000, (None, 256, 64), "float32"),
+    ("N", tuple(1_000 * 2**k for k in range(8)), 4_000, (None, 256, 1), "float32"),
+    (
+        "d",
+        (4, 8, 16, 17, 24, 32, 48, 64, 96, 128, 256, 512, 784, 1_024, 2_048, 3_072),
+        128,
+        (4_000, None, 64),
+        "float32",
+    ),
+    ("B", _BATCHES, 16, (4_000, 256, None), "float32"),
+    ("B", _BATCHES, 16, (60_000, 3, None), "float32"),
+    ("B", _BATCHES, 16, (4_000, 784, None), "uint8"),
 )
 
 
@@ -80,11 +87,11 @@ def sweeps(backend: str, num_threads: int, mode: str) -> list[Sweep]:
     """The growth of a backend's time along each size."""
     (contender,) = (c for c in backend_contenders(num_threads) if c.name == backend)
     found = []
-    for name, sizes, most, (num_points, dim, num_queries) in _SWEEPS:
+    for name, sizes, most, (num_points, dim, num_queries), storage in _SWEEPS:
         chosen = tuple(size for size in sizes if mode == "full" or size <= most)
         calls: dict[str, Callable[[], object]] = {}
         for size in chosen:
-            case = Case(str(size), num_points or size, dim or size, num_queries or size, "arithmetic")
+            case = Case(str(size), num_points or size, dim or size, num_queries or size, "arithmetic", storage=storage)
             calls[case.name] = partial(contender.on(case), case.queries())
             calls[case.name]()
         times = measure.interleaved(calls, _ROUNDS[mode], _PACE[mode])
@@ -93,6 +100,7 @@ def sweeps(backend: str, num_threads: int, mode: str) -> list[Sweep]:
         (start, slope), *_ = np.linalg.lstsq(line / seconds[:, None], np.ones(len(chosen)), rcond=None)
         fixed = {"N": num_points, "d": dim, "B": num_queries}
         words = ", ".join(f"{key} = {value:,}" for key, value in fixed.items() if value)
+        words += f", {storage}" if storage != "float32" else ""
         found.append(Sweep(name, words, chosen, tuple(seconds.tolist()), float(start), float(slope)))
     return found
 
