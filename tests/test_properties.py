@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 
-import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -243,13 +242,13 @@ def test_splits_of_a_batch_do_not_show(variant, data, seed, n, d, batch, t, dtyp
             close(piece, part, dtype, t)
 
 
-@pytest.mark.parametrize("stored", ["float32", "float64", "uint8", "bfloat16"])
+@pytest.mark.parametrize("stored", ["float32", "float64", "uint8", "float16"])
 @pytest.mark.parametrize("d", [12, 100, 301])
 def test_width_of_a_batch_does_not_show(variant, d, stored):
     """Rows of more dimensions than are multiplied at a time; batches that leave panels of queries half empty or not."""
     rng = np.random.default_rng(d)
     values = rng.integers(0, 255, (531, d))
-    data = values.astype(np.dtype(getattr(ml_dtypes, stored, stored)))
+    data = values.astype(stored)
     field = variant.field(data, scale=1 / 64, offset=-2.0)
     assert field._parts.whole.prepared.small_batch < 9
     for dtype in ("float32", "float64"):
