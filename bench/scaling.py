@@ -66,17 +66,13 @@ class Sweep:
 
 # Kernels change where few queries become many, and take queries in vectors of up to 32.
 _BATCHES = (1, 2, 3, 4, 5, 6, 8, 9, 12, 16, 17, 24, 32, 33, 64, 65, 128, 256)
+_POINTS = tuple(1_000 * 2**k for k in range(8))
+_DIMENSIONS = (4, 8, 16, 17, 24, 32, 48, 64, 96, 128, 256, 512, 784, 1_024, 2_048, 3_072)
 # What varies over which sizes (in short mode up to the second number), with (N, d, B), None for it, and the storage.
 _SWEEPS = (
-    ("N", tuple(1_000 * 2**k for k in range(8)), 4_000, (None, 256, 64), "float32"),
-    ("N", tuple(1_000 * 2**k for k in range(8)), 4_000, (None, 256, 1), "float32"),
-    (
-        "d",
-        (4, 8, 16, 17, 24, 32, 48, 64, 96, 128, 256, 512, 784, 1_024, 2_048, 3_072),
-        128,
-        (4_000, None, 64),
-        "float32",
-    ),
+    ("N", _POINTS, 4_000, (None, 256, 64), "float32"),
+    ("N", _POINTS, 4_000, (None, 256, 1), "float32"),
+    ("d", _DIMENSIONS, 128, (4_000, None, 64), "float32"),
     ("B", _BATCHES, 16, (4_000, 256, None), "float32"),
     ("B", _BATCHES, 16, (60_000, 3, None), "float32"),
     ("B", _BATCHES, 16, (4_000, 784, None), "uint8"),

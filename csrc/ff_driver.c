@@ -42,6 +42,13 @@ int ff_isa_runs(int isa) { return isa >= 0 && isa < TARGETS && ff_cpu_runs(targe
 enum { LOW_DIMENSIONS = 10 };
 /* Dimensions of bytes, up to 255 times 127, whose products a sum of 32 bits holds. */
 enum { MATRIX_LARGEST = 65536 };
+/* The kernel of matrices that serves batches of these points in float32 arithmetic, or NULL. Matrices hold bytes as they
+   are, in sums long enough for so many dimensions, and what is stored as bfloat16, but not its differences from a centre. */
+static const ff_kernel *matrix_kernel(const ff_points *points) {
+    const int exact = ff_is_byte(points->dtype) ? points->size <= MATRIX_LARGEST : points->centre_is_zero;
+    return exact && points->matrix && points->matrix[points->dtype].compute ? &points->matrix[points->dtype] : NULL;
+}
+
 /* Few queries of many dimensions have a kernel of their own. It serves as many as take it no longer than half a panel of
    the batch kernel, or a full one if there are more: a number that grows with the dimensions. Time by it over time by half a
    panel, 4,000 to 60,000 points, 1 and 2 threads of Zen 5, AVX-512 and AVX2:
@@ -60,8 +67,7 @@ static int64_t few_queries(const ff_points *points, ff_dtype compute) {
     const int64_t size = points->size;
     if (size <= LOW_DIMENSIONS) return target->low_few[points->dtype].block;
     if (compute == FF_FLOAT64) return ff_min(4, 2 + size / 128);
-    const int has_matrix = points->matrix && points->matrix[points->dtype].compute;
-    if (size < FEW_LONG || has_matrix) return ff_min(4, 1 + size / (ff_is_byte(points->dtype) ? 32 : 64));
+    if (size < FEW_LONG || matrix_kernel(points)) return ff_min(4, 1 + size / (ff_is_byte(points->dtype) ? 32 : 64));
     return points->dtype == FF_FLOAT32 ? 5 : target->few[points->dtype][compute].block;
 }
 
@@ -249,11 +255,8 @@ static const ff_kernel *kernel_for(const ff_points *points, const ff_queries *qu
                        points->largest_square < WIDEST && points->largest_square > NARROWEST;
     const ff_dtype compute = narrow ? FF_FLOAT32 : FF_FLOAT64;
     if (queries->count <= few_queries(points, compute)) return &target->few[points->dtype][compute];
-    /* Matrices hold bytes as they are, in sums long enough for so many dimensions, and what is stored as bfloat16, but not
-       its differences from a centre. */
-    const int exact = ff_is_byte(points->dtype) ? points->size <= MATRIX_LARGEST : points->centre_is_zero;
-    if (narrow && exact && points->matrix && points->matrix[points->dtype].compute) return &points->matrix[points->dtype];
-    return &target->batch[points->dtype][compute];
+    const ff_kernel *matrix = narrow ? matrix_kernel(points) : NULL;
+    return matrix ? matrix : &target->batch[points->dtype][compute];
 }
 
 /* A thread's scratch, which is taken from the beginning of a chunk's computation until all of it is merged. Two for each

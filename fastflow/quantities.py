@@ -127,9 +127,9 @@ def _times(value: Any, moments: np.ndarray) -> np.ndarray:
             with np.errstate(over="ignore", under="ignore"):  # what is beyond float32 even so is infinite, or zero
                 wide = moments.astype(np.float64)
                 product = (wide * _factor(value, wide)).astype(np.float32)
-                return (
-                    product if beyond.all() else np.where(beyond[:, None], product, moments * _factor(value, moments))
-                )
+                if not beyond.all():  # the others as they would be without these
+                    product = np.where(beyond[:, None], product, moments * _factor(value, moments))
+                return product
     return moments * _factor(value, moments)
 
 

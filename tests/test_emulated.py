@@ -37,8 +37,8 @@ INTRINSICS = ROOT / "tests/native/intrinsics.h"
 IN_C = {"amx": ["-DFF_BASE=plain"], "ff_cpu": []}
 # (N, D, B): few dimensions and many of both batch sizes, more than one chunk, nothing a multiple of a vector
 SIZES = (
-    *((700, 2, 1), (2100, 3, 37), (90, 16, 21), (300, 19, 3), (530, 41, 45), (280, 35, 133)),
-    *((300, 19, 1), (270, 131, 3), (270, 520, 6)),
+    *((700, 2, 1), (2100, 3, 37), (90, 16, 21), (300, 131, 3), (530, 41, 45), (280, 35, 133)),
+    *((300, 19, 1), (210, 12, 35), (270, 520, 6)),
 )
 
 
@@ -183,8 +183,7 @@ def test_moments(command, precision, differ, order):
         dtype = list(STORED)[(number + 2 * differ + (order == "second")) % len(STORED)]
         for times in (1, queries):
             shape, second = (count, size), order == "second"
-            given = problem(rng, dtype, shape, queries, times, (0.05, 0.9), precision, differ, second)
-            check(command, given, entropy=1e-2)  # the kernel for many rounds weights, and so entropies next to nothing
+            check(command, problem(rng, dtype, shape, queries, times, (0.05, 0.9), precision, differ, second))
 
 
 MATRIX_STORED = ("uint8", "int8", "bfloat16")

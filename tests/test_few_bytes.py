@@ -28,18 +28,21 @@ def check(variant, data, x, t, exclude=None, **options):
         return field.evaluate(x[rows], t, VECTORS + NUMBERS, **options, **excluded)
 
     want = evaluate(exact, x.astype(np.float64), slice(None))
-    alone = [slice(i, i + 1) for i in range(len(x))]
-    for rows in (slice(None), *alone):
-        least = 1e-3 if rows in alone else 1e-2  # the kernel for many rounds weights, and so entropies next to nothing
+    # Shorter rows than a vector are no whole numbers, and two queries of them are many.
+    few = data.shape[1] >= 32 and len(x) <= narrow._parts.whole.prepared.small_batch
+    together = evaluate(narrow, x, slice(None))
+    for rows in (slice(None), *(slice(i, i + 1) for i in range(len(x)))):
+        # The kernel for many rounds weights, and so entropies next to nothing.
+        least = 1e-3 if few or rows != slice(None) else 1e-2
         for name, value in evaluate(narrow, x, rows).items():
             assert np.isfinite(value).all(), name
             # relative to the terms of the difference that a velocity or a score is
             power = {"velocity": 1, "score": 2}.get(name, 0)
             size = np.maximum(np.abs(want[name]).max(), np.abs(x).max() / (1 - t) ** power if power else 0)
             assert np.abs(value - want[name][rows]).max() <= 1e-5 * max(size, least), (name, t, rows)
-    together, turned = (evaluate(narrow, x, slice(None, None, step)) for step in (1, -1))
-    for name, value in together.items():
-        assert variant.backend == "numpy" or np.array_equal(value, turned[name][::-1]), name
+            assert variant.backend == "numpy" or not few or np.array_equal(value, together[name][rows]), name
+    for name, value in evaluate(narrow, x, slice(None, None, -1)).items():
+        assert variant.backend == "numpy" or np.array_equal(value[::-1], together[name]), name
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8"])

@@ -227,7 +227,8 @@ def test_thread_count_does_not_show_when_all_have_work(variant, dtype, batch):
     per_query=st.booleans(),
 )
 def test_splits_of_a_batch_do_not_show(variant, data, seed, n, d, batch, t, dtype, per_query):
-    """Bit for bit where neither is so small that another kernel may serve it."""
+    """Bit for bit where a piece is served by the kernel that serves the whole. That for few dimensions serves all small
+    batches; of more dimensions it depends on more than their number which do."""
     points, weights, x, rng = make(seed, n, d, batch, t, dtype)
     field = variant.field(points, weights=weights)
     when = t * rng.random(batch) if per_query else np.full(batch, t)
@@ -236,7 +237,7 @@ def test_splits_of_a_batch_do_not_show(variant, data, seed, n, d, batch, t, dtyp
     for a, b in pieces:
         piece = field.evaluate(x[a:b], when[a:b], quantities=QUANTITIES)
         part = {name: value[a:b] for name, value in whole.items()}
-        if min(b - a, batch) > small:
+        if min(b - a, batch) > small or (d < 10 and batch <= small):
             same(piece, part)
         else:
             close(piece, part, dtype, t)

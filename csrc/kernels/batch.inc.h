@@ -52,7 +52,8 @@ static inline int batch_sits(double own, double others) { return own <= 4.0 * ot
 
 /* clang-format off */
 #define BATCH(s, t) {OF(STATE_LANES, s##_##t), BATCH_PANELS * OF(LANES, t), OF(LANES, t), OF(PACKED, s##_##t), \
-                     OF(MERGED, s##_##t), batch_chunk, sum_values, OF(batch_packed_bytes, s##_##t), OF(batch_scratch_bytes, s##_##t), \
+                     OF(MERGED, s##_##t), batch_chunk, sum_values, OF(batch_packed_bytes, s##_##t), \
+                     OF(batch_scratch_bytes, s##_##t), \
                      OF(batch_pack, s##_##t), NULL, OF(batch_compute, s##_##t), OF(batch_merge, s##_##t), NULL}
 /* clang-format on */
 #endif
@@ -657,7 +658,7 @@ static void NAME_ST(batch_compute)(const ff_job *job, int64_t start, int64_t sto
     for (int64_t first = start; first < stop; first += most) {
         const int64_t points = ff_min(most, stop - first);
         NAME_ST(batch_begin)(job, s, first, points);
-        ff_ahead ahead = NAME_ST(batch_ahead)(job->points, first + points, ff_min(first + 2 * points, stop), halves,
+        ff_ahead ahead = NAME_ST(batch_ahead)(job->points, first + points, ff_min(first + 2 * points, stop), panels,
                                              job->want_mean * (1 + job->pointwise));
         NAME_ST(batch_dots)(job->points, first, points, s->tile, queries, halves, s->logit, &ahead);
         for (int64_t panel = 0; panel < panels; panel++) {

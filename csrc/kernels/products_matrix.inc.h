@@ -46,9 +46,9 @@ static void NAME_ST(batch_make_tile)(const ff_points *points, int64_t start, int
 }
 
 /* Nor is a tile fetched ahead: a chunk has but one. */
-static ff_ahead NAME_ST(batch_ahead)(const ff_points *points, int64_t start, int64_t stop, int64_t halves,
+static ff_ahead NAME_ST(batch_ahead)(const ff_points *points, int64_t start, int64_t stop, int64_t panels,
                                      int64_t families) {
-    (void)points, (void)start, (void)stop, (void)halves, (void)families;
+    (void)points, (void)start, (void)stop, (void)panels, (void)families;
     return (ff_ahead){NULL, NULL, 0};
 }
 
